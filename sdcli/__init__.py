@@ -1,0 +1,29 @@
+"""Text to image from the shell, on our own noise scheduler, VAE, UNet and CLIP. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdcli.pipeline import SdPipeline
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_pipeline"]
+
+
+def load_pipeline(model: str | None = None, device: str = "auto", precision: str = "auto") -> SdPipeline:
+    """A model from models.toml, a folder or a training run, ready to make images.
+
+    Args:
+        model: a name in models.toml, a model folder or a training run; None is the built-in model.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, fp32, fp16 or bf16.
+
+    Raises:
+        SdcliError: there is no such model, or it does not load.
+    """
+    from sdcli.checkpoints import load_pipeline as load
+    from sdcli.device import choose_placement
+    from sdcli.registry import find_model
+
+    return load(find_model(model), choose_placement(device, precision))
