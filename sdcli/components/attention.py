@@ -1,0 +1,168 @@
+"""Attention over the pixels of a feature map, among themselves and towards the text.
+
+B batch, C channels, H W rows and columns, L = H * W pixels, S text tokens, D channels of one head. The modules carry
+stock diffusers' names, so that weights and adapters of other tools fit.
+"""
+
+from torch import Tensor, nn
+
+from sdcli.components.layers import Checkpointed
+
+KeysValues = tuple[Tensor, Tensor]  # keys and values of one attention, each (B, heads, S, D)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of pixels to pixels, or to the text.
+
+    Args:
+        channels: C, of the pixels; every head sees C / heads of them.
+        heads: number of heads.
+        text_channels: width of the text features; None for attention among the pixels.
+        bias: whether queries, keys and values have one.
+
+    Reference: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.
+    """
+
+    def __init__(self, channels: int, heads: int, text_channels: int | None = None, bias: bool = False):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels do not divide into {heads} attention heads")
+        source_channels = channels if text_channels is None else text_channels
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(source_channels, channels, bias=bias)
+        self.to_v = nn.Linear(source_channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def project(self, source: Tensor) -> KeysValues:
+        """Keys and values of (B, S, C_source), ready for any number of queries."""
+        return self._split(self.to_k(source)), self._split(self.to_v(source))
+
+    def forward(self, tokens: Tensor, keys_values: KeysValues | None = None) -> Tensor:
+        """(B, L, C) to (B, L, C); without `keys_values` the tokens attend to one another."""
+        key, value = self.project(tokens) if keys_values is None else keys_values
+        query = self._split(self.to_q(tokens))
+        # Every kernel behind this sums in float32, which is all that stock's `upcast_attention` asks for.
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D)
+
+
+class GEGLU(nn.Module):
+    """A linear layer whose output is gated by the GELU of its other half. Shazeer 2020 (arXiv:2002.05202), eq. 6."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.proj = nn.Linear(in_channels, 2 * out_channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, C_in) to (B, L, C_out)."""
+        linear, gate = self.proj(tokens).chunk(2, dim=-1)
+        return linear * nn.functional.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Two layers on each pixel by itself, four times as wide in between."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        # Where stock has its dropout stands a module without weights, so that the last layer is net.2 as on disk.
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, C) to (B, L, C)."""
+        return self.net(tokens)
+
+
+class TransformerBlock(nn.Module):
+    """Attention among the pixels, attention to the text, then a feed-forward layer, each added to its input.
+
+    Args:
+        channels: C, of the pixels.
+        heads: number of attention heads.
+        text_channels: width of the text features.
+    """
+
+    def __init__(self, channels: int, heads: int, text_channels: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, text_channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, tokens: Tensor, text: KeysValues) -> Tensor:
+        """(B, L, C), and the text's keys and values for `attn2`, to (B, L, C)."""
+        tokens = tokens + self.attn1(self.norm1(tokens))
+        tokens = tokens + self.attn2(self.norm2(tokens), text)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class SpatialTransformer(Checkpointed):
+    """Transformer blocks over the pixels of a feature map, added to it.
+
+    Args:
+        channels: C, of the feature map.
+        heads: number of attention heads.
+        text_channels: width of the text features.
+        layers: number of transformer blocks.
+        groups: groups of the group norm.
+        linear: project in and out by linear layers (SD 2, SDXL) rather than by 1x1 convolutions (SD 1). The same
+            function, but weights of other shapes.
+
+    Reference: Rombach et al. 2022 (arXiv:2112.10752), section 3.3 and appendix E.2.1.
+    """
+
+    def __init__(self, channels: int, heads: int, text_channels: int, layers: int, groups: int, linear: bool):
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, text_channels) for _ in range(layers))
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+    def project_text(self, encoder_hidden_states: Tensor) -> list[KeysValues]:
+        """Keys and values of the text for every block, from (B, S, C_text)."""
+        return [block.attn2.project(encoder_hidden_states) for block in self.transformer_blocks]
+
+    def forward(self, hidden: Tensor, text: list[KeysValues]) -> Tensor:
+        """(B, C, H, W), and what `project_text` gave, to (B, C, H, W)."""
+        size = hidden.shape[2:]
+        if self.linear:
+            tokens = self.proj_in(self.norm(hidden).flatten(2).transpose(1, 2))  # (B, L, C)
+        else:
+            tokens = self.proj_in(self.norm(hidden)).flatten(2).transpose(1, 2)  # (B, L, C)
+        for block, keys_values in zip(self.transformer_blocks, text, strict=True):
+            tokens = self.run(block, tokens, keys_values)
+        if self.linear:
+            return hidden + self.proj_out(tokens).transpose(1, 2).unflatten(2, size)
+        return hidden + self.proj_out(tokens.transpose(1, 2).unflatten(2, size))
+
+
+class SpatialAttention(Attention):
+    """Attention among the pixels of a feature map, added to it: for networks that read no text.
+
+    Args:
+        channels: C, of the feature map.
+        heads: number of attention heads.
+        groups: groups of the group norm.
+        eps: of the group norm.
+
+    Reference: Ho et al. 2020 (arXiv:2006.11239), appendix B.
+    """
+
+    def __init__(self, channels: int, heads: int, groups: int, eps: float):
+        super().__init__(channels, heads, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
+
+    def project_text(self, encoder_hidden_states: Tensor | None) -> list[KeysValues]:
+        """Nothing: these pixels attend to one another only."""
+        return []
+
+    def forward(self, hidden: Tensor, text: list[KeysValues]) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        tokens = self.group_norm(hidden).flatten(2).transpose(1, 2)  # (B, L, C)
+        return hidden + super().forward(tokens).transpose(1, 2).unflatten(2, hidden.shape[2:])

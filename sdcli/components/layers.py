@@ -1,0 +1,90 @@
+"""Blocks that both the VAE and the UNet are made of. B batch, C channels, H W rows and columns."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Checkpointed(nn.Module):
+    """A module whose parts can be run again in the backward pass instead of remembering their activations.
+
+    `ModelMixin.enable_gradient_checkpointing` finds such modules by the attribute, and gives them the function.
+
+    Reference: Chen et al. 2016 (arXiv:1604.06174), section 4.
+    """
+
+    gradient_checkpointing = False
+
+    def run(self, part: nn.Module, *inputs) -> Tensor:
+        """`part(*inputs)`, run again in the backward pass where checkpointing is on."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(part, *inputs)
+        return part(*inputs)
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions with a skip connection, told the time (if at all) between them.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        temb_channels: width of the time embedding; None for a block that is not told the time.
+        groups: groups of the group norms.
+        eps: of the group norms.
+
+    Reference: He et al. 2016 (arXiv:1603.05027); Ho et al. 2020 (arXiv:2006.11239), appendix B.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, temb_channels: int | None, groups: int, eps: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels is not None else None
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, hidden: Tensor, temb: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W), and (B, temb_channels) after its activation, to (B, C_out, H, W)."""
+        skip = hidden if self.conv_shortcut is None else self.conv_shortcut(hidden)
+        hidden = self.conv1(nn.functional.silu(self.norm1(hidden)))  # (B, C_out, H, W)
+        if self.time_emb_proj is not None:
+            hidden = hidden + self.time_emb_proj(temb)[:, :, None, None]
+        return skip + self.conv2(nn.functional.silu(self.norm2(hidden)))
+
+
+class Downsample(nn.Module):
+    """Half the rows and columns by a convolution of stride 2.
+
+    Args:
+        channels: of input and output.
+        padding: 1 pads every side (UNet); 0 pads the bottom and the right only (VAE).
+    """
+
+    def __init__(self, channels: int, padding: int = 1):
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H/2, W/2), rounded up where `padding` is 1, down where it is 0."""
+        if self.padding == 0:
+            hidden = nn.functional.pad(hidden, (0, 1, 0, 1))
+        return self.conv(hidden)
+
+
+class Upsample(nn.Module):
+    """Twice the rows and columns by repeating pixels, then a convolution.
+
+    Args:
+        channels: of input and output.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) to (B, C, 2H, 2W), or to the `size` of a skip connection that an odd side has left."""
+        if size is None:
+            return self.conv(nn.functional.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+        return self.conv(nn.functional.interpolate(hidden, size=size, mode="nearest"))
