@@ -1,0 +1,87 @@
+"""SHA-256 of the weight files that a picture is made with, taken beside the work and remembered for large files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Collection
+from pathlib import Path
+
+from sdcli.checkpoints.weights import sha256_of, weight_files
+from sdcli.checkpoints.writing import write_text
+from sdcli.errors import SdcliError
+
+REMEMBERED_BYTES = 64 * 2**20  # smaller files are hashed faster than a picture is made
+
+
+class Fingerprints(threading.Thread):
+    """Hashes weight files while the main thread computes; `get` waits for them.
+
+    Args:
+        folder: the model.
+        components: whose files count, such as unet and vae.
+    """
+
+    def __init__(self, folder: Path, components: Collection[str]):
+        super().__init__(daemon=True, name="fingerprints")
+        self.folder = folder
+        self.files = [path for path in weight_files(folder) if path.relative_to(folder).parts[0] in components]
+        self._digests: dict[str, str] = {}
+        self._remembered = read_remembered()
+        self._error: SdcliError | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Hash every file that is not remembered."""
+        try:
+            for path in self.files:
+                name = path.relative_to(self.folder).as_posix()
+                self._digests[name] = self._remembered.get(state_of(path)) or sha256_of(path)
+        except SdcliError as error:
+            self._error = error
+
+    def get(self) -> dict[str, str]:
+        """SHA-256 of each file by its path within the folder.
+
+        Raises:
+            SdcliError: a file cannot be read.
+        """
+        if self.is_alive():
+            self.join()
+        if self._error is not None:
+            raise self._error
+        large = [path for path in self.files if path.stat().st_size >= REMEMBERED_BYTES]
+        digests = {state_of(path): self._digests[path.relative_to(self.folder).as_posix()] for path in large}
+        if not digests.items() <= self._remembered.items():
+            self._remembered |= digests
+            remember(self._remembered)
+        return dict(self._digests)
+
+
+def state_of(path: Path) -> str:
+    """What of a file changes whenever its content does; a copy or a touch cannot set ctime."""
+    status = path.stat()
+    return f"{path.resolve()}|{status.st_ino}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
+
+
+def memory_file() -> Path:
+    """Where digests are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sdcli" / "sha256.json"
+
+
+def read_remembered() -> dict[str, str]:
+    """Digests by the state of their files; none if there is no such memory or it is damaged."""
+    try:
+        remembered = json.loads(memory_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return remembered if isinstance(remembered, dict) else {}
+
+
+def remember(digests: dict[str, str]) -> None:
+    """Keep digests for the next run; where that is not possible, it will hash again."""
+    with contextlib.suppress(OSError, SdcliError):
+        memory_file().parent.mkdir(parents=True, exist_ok=True)
+        write_text(memory_file(), json.dumps(digests, indent=0))

@@ -1,0 +1,212 @@
+"""A model folder in the diffusers layout to our components and pipeline."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from sdcli.checkpoints import stock
+from sdcli.checkpoints.weights import COPIED_IN_PART, FETCH_AGAIN, assign, read_json, read_tensors, read_weights
+from sdcli.components.scheduler import Scheduler
+from sdcli.device import Placement
+from sdcli.errors import SdcliError
+from sdcli.pipeline import SdPipeline
+from sdcli.registry import ModelSpec
+
+INDEX = "model_index.json"
+CLIP_HEAD = "clip_head"  # not stock: with text_encoder and image_encoder a whole CLIP; stock readers pass it over
+ON_CPU = Placement(torch.device("cpu"), torch.float32, "no")
+
+
+def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
+    """A model from models.toml or a folder, ready to make pictures.
+
+    Args:
+        model: where it lies and what its defaults are.
+        placement: device and dtype of the networks.
+
+    Raises:
+        SdcliError: the folder is no text-to-image model, lacks a component, or a file of it is bad.
+    """
+    index = read_index(model.folder)
+    kind = index.get("_class_name")
+    if kind not in stock.PIPELINES:
+        raise SdcliError(
+            f"{model.folder} is a {kind}, which sdcli does not run", hint=f"it runs {', '.join(stock.PIPELINES)}"
+        )
+    for name in stock.COMPONENTS:
+        _require(index, model.folder, name)
+    components = {name: load_component(model.folder, name, placement) for name in stock.COMPONENTS}
+    check_fit(components, model.folder)
+    if model.defaults.sampler or model.defaults.schedule:
+        sampler, schedule = model.defaults.sampler, model.defaults.schedule
+        components["scheduler"] = load_scheduler(model.folder / "scheduler", sampler, schedule)
+    pipeline = SdPipeline(**components)
+    pipeline.defaults = model.defaults
+    return pipeline
+
+
+def load_components(folder: Path, placement: Placement = ON_CPU) -> dict[str, Any]:
+    """Every component that a model folder has, by name, `image_encoder` and `clip_head` included.
+
+    Raises:
+        SdcliError: it is no model folder, or a file of it is bad.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    names = [name for name in (*stock.COMPONENTS, "image_encoder") if has(index, name)]
+    components = {name: load_component(folder, name, placement) for name in names}
+    if (folder / CLIP_HEAD).is_dir():
+        components[CLIP_HEAD] = load_clip_head(folder, placement)
+    return components
+
+
+def load_component(folder: Path, name: str, placement: Placement = ON_CPU) -> Any:
+    """One component of a model folder: a network of ours, in evaluation mode, or its scheduler or tokenizer.
+
+    Networks are built without memory and given their weights from the file: those that stay on the CPU in the dtype
+    that they are saved in are read when they are first used.
+
+    Args:
+        folder: holds model_index.json.
+        name: of the component: vae, text_encoder, tokenizer, unet, scheduler or image_encoder.
+        placement: device and dtype of a network; the CPU in fp32 if not given.
+
+    Raises:
+        SdcliError: it is no model folder, has no such component, or a file of it is bad.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    _require(index, folder, name)
+    library, class_name = index[name]
+    if name == "scheduler":
+        return load_scheduler(folder / name)
+    if class_name in stock.TOKENIZERS:
+        return load_tokenizer(folder / name)
+    return load_network(folder / name, stock.named(library, class_name, f"{folder / INDEX}: {name}"), placement)
+
+
+def load_network(folder: Path, kind: stock.StockClass, placement: Placement = ON_CPU) -> nn.Module:
+    """A network from its own folder, which holds config.json and the weights.
+
+    Raises:
+        SdcliError: a file is missing or bad, or they do not belong together.
+    """
+    component = stock.build(kind, read_json(folder / "config.json"), folder / "config.json")
+    tensors, source = read_weights(folder)
+    assign(component, stock.to_our_keys(kind, tensors), source, placement)
+    return component.eval()
+
+
+def load_scheduler(folder: Path, sampler: str | None = None, schedule: str | None = None) -> Scheduler:
+    """The scheduler of a stock scheduler_config.json.
+
+    Args:
+        folder: holds that file.
+        sampler: to use instead of the file's; None keeps it.
+        schedule: of sigmas, to use instead of the file's; None keeps it.
+
+    Raises:
+        SdcliError: the file is missing or bad, of a class that we have no sampler for, or does not go with the choices.
+    """
+    path = folder / "scheduler_config.json"
+    config = read_json(path)
+    try:
+        return Scheduler.from_config(config, sampler=sampler, sigma_schedule=schedule)
+    except (ValueError, TypeError) as error:
+        raise SdcliError(
+            f"{path}: {error}", hint="it must be the scheduler_config.json of a stock scheduler"
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer.
+
+    Raises:
+        SdcliError: its files are missing or bad.
+    """
+    paths = [path for name in ("tokenizer.json", "vocab.json", "merges.txt") if (path := folder / name).is_file()]
+    if paths[:1] != [folder / "tokenizer.json"] and len(paths) < 2:
+        needed = "neither tokenizer.json nor vocab.json with merges.txt"
+        raise SdcliError(f"{folder} has {needed}", hint=COPIED_IN_PART)
+    for path in paths:
+        # Of a file that is cut off, transformers says so by a bare Exception.
+        text = path.read_bytes().strip()
+        if path.suffix == ".json" and not (text.startswith(b"{") and text.endswith(b"}")):
+            raise SdcliError(f"{path} is not JSON, or cut off", hint=FETCH_AGAIN)
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SdcliError(f"{folder} is no CLIP tokenizer: {error}", hint=FETCH_AGAIN) from error
+
+
+def load_clip_head(folder: Path, placement: Placement = ON_CPU) -> dict[str, Tensor]:
+    """`logit_scale`, and `text_projection.weight` unless the text encoder has it, from a model folder.
+
+    Raises:
+        SdcliError: there is no head, or its file is bad.
+    """
+    path = folder / CLIP_HEAD / "model.safetensors"
+    tensors = read_tensors(path)
+    if "logit_scale" not in tensors:
+        raise SdcliError(
+            f"{path} lacks logit_scale", hint="it is no head of CLIP as `sdcli train --part clip` writes it"
+        )
+    return {key: tensor.to(placement.device, placement.dtype) for key, tensor in tensors.items()}
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The model_index.json of a folder.
+
+    Raises:
+        SdcliError: there is no such folder or file, or it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SdcliError(f"there is no folder {folder}", hint="a model is a folder with model_index.json in it")
+    if not (folder / INDEX).is_file():
+        raise SdcliError(f"{folder} is no model: it has no {INDEX}", hint="name a folder in the diffusers layout")
+    index = read_json(folder / INDEX)
+    for name, entry in index.items():
+        known = name.startswith("_") or name in stock.NOT_LOADED
+        if not known and not (isinstance(entry, list) and len(entry) == 2):
+            must = f"{name} must be [library, class name], got {entry!r}"
+            raise SdcliError(f"{folder / INDEX}: {must}", hint=FETCH_AGAIN)
+    return index
+
+
+def has(index: Mapping[str, Any], name: str) -> bool:
+    """Whether a model_index.json names a class for a component."""
+    return index.get(name, [None, None])[0] is not None
+
+
+def _require(index: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Refuse a model without a component."""
+    if has(index, name) and (folder / name).is_dir():
+        return
+    why = f"{folder / name} is missing" if has(index, name) else f"{INDEX} names none"
+    part = {"text_encoder": "clip", "tokenizer": "clip"}.get(name, name)
+    hint = f"`sdcli train --part {part}` makes one" if part in ("vae", "clip", "unet") else COPIED_IN_PART
+    raise SdcliError(f"model {folder} has no {name}: {why}", hint=hint)
+
+
+def check_fit(components: Mapping[str, Any], folder: Path) -> None:
+    """Refuse networks that do not fit each other.
+
+    Raises:
+        SdcliError: channels of latents or widths of text differ.
+    """
+    unet, vae, text_encoder = (components[name].config for name in ("unet", "vae", "text_encoder"))
+    if unet.in_channels != vae.latent_channels:
+        hint = "9 input channels is an inpainting model" if unet.in_channels == 9 else "do these parts belong together?"
+        raise SdcliError(
+            f"{folder}: the UNet takes {unet.in_channels} channels, the VAE's latents have {vae.latent_channels}",
+            hint=hint,
+        )
+    takes, gets = unet.cross_attention_dim, text_encoder.hidden_size
+    if takes != gets:
+        differ = f"the UNet takes text features {takes} wide, the text encoder's are {gets}"
+        raise SdcliError(f"{folder}: {differ}", hint="do these parts belong together?")

@@ -1,0 +1,157 @@
+"""What one picture is made from: frozen, complete, checked when created. Knows no file, no terminal and no torch."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sdcli.errors import SdcliError
+
+SAMPLER_NAMES = (
+    "ddpm",
+    "ddim",
+    "pndm",
+    "lms",
+    "euler",
+    "euler_a",
+    "heun",
+    "dpm2",
+    "dpm2_a",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_sde",
+    "dpmpp_3m_sde",
+    "unipc",
+    "deis",
+    "lcm",
+    "tcd",
+)
+SCHEDULE_NAMES = ("normal", "karras", "exponential", "beta")
+
+SIZE_MULTIPLE = 8  # pixels per side of one latent in every Stable Diffusion VAE
+LARGEST_SEED = 2**64 - 1  # what torch.Generator.manual_seed takes
+MOST_INFERENCE_STEPS = 1000  # noise levels that the models were trained on
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known spellings, if any, and then all of them.
+
+    Spellings of other tools are understood: "DPM++ 2M Karras" is near "dpmpp_2m".
+    """
+    known = list(known)
+    plain = name.casefold().replace("++", "pp").replace(" ", "_").replace("-", "_").removeprefix("k_")
+    near = difflib.get_close_matches(plain, known, n=3, cutoff=0.6)
+    listing = f"known: {', '.join(known)}" if known else "none is known"
+    return f"did you mean {' or '.join(near)}? {listing}" if near else listing
+
+
+def check_choice(flag: str, value: str | None, known: tuple[str, ...]) -> None:
+    """Refuse a name that is not in the list; None stands for the model's own choice."""
+    if value is not None and value not in known:
+        raise SdcliError(f"{flag} knows no {value!r}", hint=did_you_mean(value, known))
+
+
+def check_size(flag: str, pixels: int) -> None:
+    """Refuse a side that the VAE cannot divide; sizes are never rounded."""
+    if pixels >= SIZE_MULTIPLE and pixels % SIZE_MULTIPLE == 0:
+        return
+    lower = max(SIZE_MULTIPLE, pixels // SIZE_MULTIPLE * SIZE_MULTIPLE)
+    raise SdcliError(
+        f"{flag} must be a positive multiple of {SIZE_MULTIPLE}, got {pixels}",
+        hint=f"nearest usable sizes: {lower} or {lower + SIZE_MULTIPLE}",
+    )
+
+
+def check_range(flag: str, value: float, least: float, most: float, hint: str = "") -> None:
+    """Refuse a number outside [least, most]; infinity and not-a-number are outside of everything."""
+    if not (least <= value <= most and math.isfinite(value)):
+        allowed = f"at least {least}" if math.isinf(most) else f"from {least} to {most}"
+        raise SdcliError(f"{flag} must be {allowed}, got {value}", hint=hint or f"try {flag} {least}")
+
+
+def check_steps(flag: str, steps: int) -> None:
+    """Refuse a number of denoising steps that no schedule can take."""
+    check_range(flag, steps, 1, MOST_INFERENCE_STEPS, hint="20 to 50 steps suit most samplers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationDefaults:
+    """What a model uses for everything that the user leaves open; `sampler` None is the model's own scheduler.
+
+    Lengths are in pixels; guidance_scale 1 switches guidance off; clip_skip counts the text layers left out from the
+    end, as diffusers does (0 none).
+    """
+
+    num_inference_steps: int = 30
+    guidance_scale: float = 7.5
+    width: int = 512
+    height: int = 512
+    sampler: str | None = None
+    schedule: str | None = None
+    clip_skip: int = 0
+
+    def __post_init__(self) -> None:
+        check_size("width", self.width)
+        check_size("height", self.height)
+        check_steps("steps", self.num_inference_steps)
+        check_range("guidance_scale", self.guidance_scale, 1, math.inf, hint="1 switches guidance off")
+        check_range("clip_skip", self.clip_skip, 0, 11)
+        check_choice("sampler", self.sampler, SAMPLER_NAMES)
+        check_choice("schedule", self.schedule, SCHEDULE_NAMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseSettings:
+    """What the denoising loop needs to know beside tensors and the scheduler."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """Everything that decides one picture; `sampler` and `schedule` None are the model's own.
+
+    Raises:
+        SdcliError: a value that no model can take; the message names the flag.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    model: str
+    seed: int
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    sampler: str | None = None
+    schedule: str | None = None
+    clip_skip: int = 0
+
+    def __post_init__(self) -> None:
+        check_size("--width", self.width)
+        check_size("--height", self.height)
+        check_steps("--steps", self.num_inference_steps)
+        check_range("--seed", self.seed, 0, LARGEST_SEED, hint="leave --seed out and one is drawn and reported")
+        check_range("--guidance-scale", self.guidance_scale, 1, math.inf, hint="1 switches guidance off; 7 is usual")
+        check_range("--guidance-rescale", self.guidance_rescale, 0, 1)
+        check_range("--eta", self.eta, 0, 1)
+        check_range("--clip-skip", self.clip_skip, 0, 11)
+        check_choice("--sampler", self.sampler, SAMPLER_NAMES)
+        check_choice("--schedule", self.schedule, SCHEDULE_NAMES)
+
+    @property
+    def denoise_settings(self) -> DenoiseSettings:
+        """The part that the denoising loop takes."""
+        return DenoiseSettings(
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            guidance_rescale=self.guidance_rescale,
+            eta=self.eta,
+        )
