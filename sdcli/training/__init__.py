@@ -1,0 +1,1 @@
+"""Training: data, objectives, the loop and its state. Yields events, prints nothing."""

@@ -1,0 +1,271 @@
+"""Training on a handful of drawn squares: it learns, it resumes to the bit, it refuses what it cannot use."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
+from sdcli.training.dataset import ImageFolder, read_folder
+from sdcli.training.events import Interrupted, Saved, Stepped
+from sdcli.training.loop import train
+from sdcli.training.settings import TrainSettings, resumed
+from sdcli.training.state import Ema, RunFolder
+from sdcli.training.tokenizer import train_tokenizer
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
+ARCHITECTURE = """
+[tokenizer]
+vocab_size = 600
+model_max_length = 16
+[vae]
+down_block_types = ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"]
+up_block_types = ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]
+block_out_channels = [8, 8, 16]
+norm_num_groups = 4
+sample_size = 32
+[text_encoder]
+vocab_size = 600
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+max_position_embeddings = 16
+projection_dim = 16
+bos_token_id = 598
+eos_token_id = 599
+pad_token_id = 599
+[image_encoder]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+image_size = 32
+patch_size = 8
+projection_dim = 16
+[unet]
+sample_size = 8
+in_channels = 4
+out_channels = 4
+block_out_channels = [16, 32]
+layers_per_block = 1
+down_block_types = ["DownBlock2D", "CrossAttnDownBlock2D"]
+up_block_types = ["CrossAttnUpBlock2D", "UpBlock2D"]
+cross_attention_dim = 32
+attention_head_dim = 2
+norm_num_groups = 8
+[scheduler]
+_class_name = "DDIMScheduler"
+beta_start = 0.00085
+beta_end = 0.012
+beta_schedule = "scaled_linear"
+prediction_type = "v_prediction"
+timestep_spacing = "trailing"
+"""
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory) -> Path:
+    """Four coloured squares on white, with two captions each."""
+    folder = tmp_path_factory.mktemp("squares")
+    rows = []
+    for name, colour in COLOURS.items():
+        image = Image.new("RGB", (32, 32), "white")
+        image.paste(colour, (8, 8, 24, 24))
+        image.save(folder / f"{name}.png")
+        rows.append({"file_name": f"{name}.png", "text": f"a {name} square", "captions": [f"{name} square"]})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def architecture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("architecture") / "tiny.toml"
+    path.write_text(ARCHITECTURE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip_run(tmp_path_factory, squares, architecture) -> Path:
+    """A run whose model has a VAE and a CLIP, so that a UNet can be trained on it."""
+    root = tmp_path_factory.mktemp("runs")
+    list(train(settings(squares, root / "vae", config=str(architecture), part="vae", steps=4)))
+    changes = {"config": str(architecture), "part": "clip", "model": str(root / "vae"), "steps": 4}
+    list(train(settings(squares, root / "clip", **changes)))
+    return root / "clip"
+
+
+def settings(data: Path, output: Path, **changes) -> TrainSettings:
+    common = {"batch_size": 4, "learning_rate": 2e-3, "warmup": 2, "device": "cpu", "ema": 0.9}
+    return TrainSettings(**{"data": str(data), "output": str(output), **common, **changes})
+
+
+def unet_settings(data: Path, output: Path, clip_run: Path, architecture: Path, **changes) -> TrainSettings:
+    return settings(data, output, **{"config": str(architecture), "model": str(clip_run), "part": "unet", **changes})
+
+
+def losses_of(events: list) -> list[float]:
+    return [event.losses["loss"] for event in events if isinstance(event, Stepped)]
+
+
+def weights_of(run: Path, part: str = "unet") -> dict[str, torch.Tensor]:
+    name = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
+    return load_file(run / "model" / part / name)
+
+
+@pytest.mark.parametrize("part", ["vae", "clip", "unet"])
+def test_every_part_learns(part, tmp_path, squares, architecture, clip_run):
+    """The mean loss of the last ten of sixty updates is well below that of the first ten."""
+    changes = {"part": part, "steps": 60, "model": str(clip_run) if part == "unet" else None}
+    losses = losses_of(list(train(settings(squares, tmp_path / "run", config=str(architecture), **changes))))
+    assert len(losses) == 60
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_a_run_folder_is_a_model_for_stock_diffusers(tmp_path, squares, architecture, clip_run):
+    """What `train` leaves in RUN/model makes a picture in stock diffusers, without any of our code."""
+    list(train(unet_settings(squares, tmp_path / "run", clip_run, architecture, steps=3, save_precision="fp16")))
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model", safety_checker=None)
+    stock.set_progress_bar_config(disable=True)
+    assert stock("a red square", num_inference_steps=2, height=32, width=32).images[0].size == (32, 32)
+
+
+def test_sixty_updates_are_thirty_and_thirty_resumed(tmp_path, squares, architecture, clip_run):
+    """An interrupted run that goes on ends with the very weights of one that was not: data order, captions, noise,
+    optimizer, schedule and average all go on where they were.
+    """
+    whole, parted = (
+        unet_settings(squares, tmp_path / name, clip_run, architecture, steps=60, checkpoint_every=30)
+        for name in ("whole", "parted")
+    )
+    list(train(whole))
+    asked = iter([False] * 39 + [True])  # asked after every update: it stops after 40, of which 30 are in a checkpoint
+    interrupted = list(train(parted, stop=lambda: next(asked)))
+    assert isinstance(interrupted[-1], Interrupted)
+    list(train(parted, resume=True))
+    expected, actual = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parted")
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    rows = [json.loads(line) for line in (tmp_path / "parted" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["global_step"] for row in rows] == list(range(1, 61))
+
+
+def test_old_checkpoints_go_only_when_newer_ones_are_there(tmp_path, squares, architecture):
+    list(
+        train(
+            settings(
+                squares, tmp_path / "run", config=str(architecture), part="vae", steps=5, checkpoint_every=1, keep=2
+            )
+        )
+    )
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert names == ["step-000004", "step-000005"]
+    assert RunFolder(tmp_path / "run").newest().name == "step-000005"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path, squares, architecture, monkeypatch):
+    """A full disk while the state is written: the run ends with an error, and resumes from the checkpoint before."""
+    run = settings(squares, tmp_path / "run", config=str(architecture), part="vae", steps=4, checkpoint_every=2)
+    events = train(run)
+    for event in events:
+        if isinstance(event, Saved):
+            break
+    monkeypatch.setattr(
+        torch, "save", lambda state, file: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(SdcliError, match="No space left"):
+        list(events)
+    monkeypatch.undo()
+    assert RunFolder(tmp_path / "run").newest().name == "step-000002"
+    assert [event.global_step for event in train(run, resume=True) if isinstance(event, Stepped)] == [3, 4]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path, squares, architecture):
+    run = settings(squares, tmp_path / "run", config=str(architecture), part="vae", steps=4, checkpoint_every=2)
+    events = train(run)
+    for event in events:
+        if isinstance(event, Saved):
+            break
+    state = torch.load(event.path / "training_state.pt", weights_only=True)
+    weights = event.path / "vae" / "diffusion_pytorch_model.safetensors"
+    broken = {name: tensor * float("nan") for name, tensor in load_file(weights).items()}
+    from safetensors.torch import save_file
+
+    save_file(broken, weights)
+    assert state["global_step"] == 2
+    with pytest.raises(SdcliError, match="not a number") as caught:
+        list(train(run, resume=True))
+    assert caught.value.exit_code == EXIT_NOT_A_NUMBER
+
+
+def test_nothing_is_begun_over_something_and_nothing_resumed_from_nothing(tmp_path, squares, architecture):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    with pytest.raises(SdcliError, match="exists already"):
+        list(train(settings(squares, tmp_path / "taken", config=str(architecture), part="vae")))
+    with pytest.raises(SdcliError, match="no checkpoint"):
+        list(train(settings(squares, tmp_path / "empty", config=str(architecture), part="vae"), resume=True))
+    with pytest.raises(SdcliError, match="no run to resume"):
+        RunFolder(tmp_path / "empty").read_settings()
+
+
+def test_a_part_needs_the_parts_before_it(tmp_path, squares, architecture):
+    with pytest.raises(SdcliError, match="needs a vae"):
+        list(train(settings(squares, tmp_path / "run", config=str(architecture), part="unet")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_a_run_s_length_and_its_reports_may_change_on_resume(tmp_path):
+    saved = settings(tmp_path, tmp_path / "run", config="emoji")
+    assert resumed(saved, {"steps": 9, "keep": 3}) == dataclasses.replace(saved, steps=9, keep=3)
+    assert resumed(saved, {"batch_size": 4}) == saved
+    with pytest.raises(SdcliError, match="--batch-size is 4 in the run to resume, got 8"):
+        resumed(saved, {"batch_size": 8})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"learning_rate": -1.0}, "--learning-rate must be a positive number"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
+        ({"part": "unit"}, "--part must be one of vae, clip, unet, got 'unit'"),
+        ({"ema": 1.0}, r"--ema must lie in \[0, 1\), got 1.0"),
+        ({"config": None}, "nothing to train"),
+    ],
+)
+def test_settings_refuse_what_no_run_can_use(changes, message, tmp_path):
+    with pytest.raises(SdcliError, match=message):
+        settings(tmp_path, tmp_path, **{"config": "emoji", **changes})
+
+
+def test_an_epoch_shows_every_picture_once(squares):
+    """Batches that do not divide the data run over into the next epoch; no picture is left out or shown twice."""
+    data = ImageFolder(read_folder(squares), resolution=32, seed=3)
+    seen = [index for step in range(4) for index in data.indices(step, 3)]
+    assert sorted(seen[:4]) == sorted(seen[4:8]) == sorted(seen[8:]) == [0, 1, 2, 3]
+    assert data.indices(1, 3) == ImageFolder(read_folder(squares), resolution=32, seed=3).indices(1, 3)
+
+
+def test_the_average_follows_the_weights_and_gives_them_back():
+    """With decay 0.5 the average moves half-way; while it is applied the module has it, and after that its own again."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    ema = Ema([weight], decay=0.5)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    ema.update(global_step=1000)
+    with ema.applied():
+        torch.testing.assert_close(weight.detach(), torch.full((2,), 0.5))
+    torch.testing.assert_close(weight.detach(), torch.ones(2))
+
+
+def test_a_new_tokenizer_spells_what_it_never_saw():
+    """Words of the captions are single tokens; every other text comes back whole from bytes; start and end are last."""
+    tokenizer = train_tokenizer(["a cute kitten", "a cute kitten", "a red heart"] * 5, 600, 16)
+    assert len(tokenizer("a cute kitten").input_ids) == 5
+    assert tokenizer.decode(tokenizer("zürich 北京").input_ids, skip_special_tokens=True) == "zürich 北京"
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (598, 599, 600)
