@@ -1,0 +1,219 @@
+"""Many settings to many picture files with one model load. Tells what happens by events, prints nothing.
+
+A picture depends on its own settings and seed alone: all its noise comes from its own CPU generator, and on the CPU
+each picture goes through the networks alone, so that it is the same, bit for bit, whatever else the run makes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from pathlib import Path
+
+import torch
+
+from sdcli.checkpoints import load_component, load_pipeline
+from sdcli.checkpoints.fingerprints import Fingerprints
+from sdcli.components.scheduler import Scheduler
+from sdcli.device import Placement, explain_out_of_memory
+from sdcli.errors import SdcliError
+from sdcli.images import SUFFIXES, encode_animation, encode_image, make_strip, to_image
+from sdcli.metadata import Provenance, text_blocks
+from sdcli.output import Picture, write_result
+from sdcli.pipeline import SdPipeline
+from sdcli.registry import ModelSpec
+from sdcli.settings import GenerateSettings
+
+GROUP_PIXELS = 4 * 512 * 512  # computed together on a GPU: four pictures of Stable Diffusion 1's size
+LARGEST_GROUP = 16
+ETA_SAMPLERS = ("ddim", "tcd")
+STRIP_LENGTH = 10  # pictures in a strip of steps; an animation shows all of them
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model is ready."""
+
+    model: str
+    device: str
+    precision: str
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One denoising step is done, of `pictures` pictures at once; `step` counts from 1."""
+
+    index: int
+    pictures: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture is on disk, at a path that may have got a number; its settings are the resolved ones."""
+
+    picture: Picture
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that the user should know and that does not stop the run."""
+
+    message: str
+
+
+Event = Loaded | Stepped | Made | Warned
+Report = Callable[[Event], None]
+
+
+def run(
+    pictures: Sequence[Picture], model: ModelSpec, placement: Placement, report: Report, if_exists: str = "error"
+) -> None:
+    """Make pictures and write each as soon as it is done.
+
+    Args:
+        pictures: what to make.
+        model: with what.
+        placement: where.
+        report: told of every event, in this thread.
+        if_exists: what to do if a file has appeared since names were chosen.
+
+    Raises:
+        SdcliError: the model does not load or does not take the settings, memory or disk run out, or the networks give
+            values that are no numbers. Pictures that were made before are on disk.
+    """
+    started_at = time.monotonic()
+    schedulers = check_schedulers(pictures, model)
+    with explain_out_of_memory(f"while loading {model.name}", "try --precision fp16 or bf16, or a smaller model"):
+        pipeline = load_pipeline(model, placement)
+    fingerprints = Fingerprints(model.folder, ("vae", "text_encoder", "unet"))
+    report(Loaded(model.name, str(placement.device), placement.precision, time.monotonic() - started_at))
+    warn_of_truncation(pictures, pipeline, report)
+    for group in groups(pictures, placement):
+        pipeline.scheduler = schedulers[scheduler_choice(group[0].settings)]
+        for made, contents in make(group, pipeline, fingerprints, placement, report):
+            paths = {path: write_result(content, path, if_exists) for path, content in contents.items()}
+            steps_path = made.picture.steps_path and paths[made.picture.steps_path]
+            report(replace(made, picture=replace(made.picture, path=paths[made.picture.path], steps_path=steps_path)))
+
+
+def scheduler_choice(settings: GenerateSettings) -> tuple[str | None, str | None]:
+    """What decides the scheduler."""
+    return settings.sampler, settings.schedule
+
+
+def check_schedulers(pictures: Sequence[Picture], model: ModelSpec) -> dict[tuple[str | None, str | None], Scheduler]:
+    """The scheduler of every choice of sampler and schedule, before any weights are read.
+
+    Raises:
+        SdcliError: a sampler does not take the schedule, the number of steps, eta, or this model.
+    """
+    config = load_component(model.folder, "scheduler").config
+    schedulers: dict[tuple[str | None, str | None], Scheduler] = {}
+    every = {
+        (scheduler_choice(each.settings), each.settings.num_inference_steps, each.settings.eta) for each in pictures
+    }
+    for choice, num_inference_steps, eta in every:
+        try:
+            scheduler = schedulers.get(choice) or Scheduler.from_config(
+                config, sampler=choice[0], sigma_schedule=choice[1]
+            )
+            scheduler.set_timesteps(num_inference_steps)
+        except ValueError as error:
+            raise SdcliError(str(error), hint="try another --sampler, --schedule or --steps") from error
+        if eta and scheduler.sampler not in ETA_SAMPLERS:
+            hint = f"leave it out, or take --sampler {' or '.join(ETA_SAMPLERS)}"
+            raise SdcliError(f"--eta means nothing to the sampler {scheduler.sampler}", hint=hint)
+        schedulers[choice] = scheduler
+    return schedulers
+
+
+def warn_of_truncation(pictures: Sequence[Picture], pipeline: SdPipeline, report: Report) -> None:
+    """Tell what of each prompt the text encoder will not see."""
+    texts = {text for picture in pictures for text in (picture.settings.prompt, picture.settings.negative_prompt)}
+    for text in sorted(texts - {""}):
+        if cut := pipeline.truncated_text(text):
+            report(Warned(f"the prompt is too long for the text encoder, this is cut off: {cut}"))
+
+
+def groups(pictures: Sequence[Picture], placement: Placement) -> Iterator[list[Picture]]:
+    """Pictures that go through the networks together: one on the CPU, elsewhere those that fit."""
+
+    def but_for_text_and_seed(picture: Picture) -> GenerateSettings:
+        return replace(picture.settings, prompt="", negative_prompt="", seed=0)
+
+    for settings, alike in groupby(pictures, but_for_text_and_seed):
+        room = max(1, min(LARGEST_GROUP, GROUP_PIXELS // (settings.width * settings.height)))
+        size = 1 if placement.device.type == "cpu" else room
+        while group := list(islice(alike, size)):
+            yield group
+
+
+def make(
+    group: list[Picture], pipeline: SdPipeline, fingerprints: Fingerprints, placement: Placement, report: Report
+) -> Iterator[tuple[Made, dict[Path, bytes]]]:
+    """Make a group of pictures of equal settings but for text and seed.
+
+    Returns:
+        For each picture its event and the content of its files; the settings are those that were really used.
+    """
+    started_at = time.monotonic()
+    settings = group[0].settings
+    size = f"{settings.width}x{settings.height}"
+    with explain_out_of_memory(f"at {size}", "try a smaller --width and --height, or --precision fp16 or bf16"):
+        pixel_values, steps = denoise(group, pipeline, report)
+    scheduler = pipeline.scheduler
+    for place, picture in enumerate(group):
+        settings = replace(picture.settings, sampler=scheduler.sampler, schedule=scheduler.sigma_schedule)
+        made = replace(picture, settings=settings)
+        provenance = Provenance(
+            model_name=Path(settings.model).name,
+            device=str(placement.device),
+            precision=placement.precision,
+            weights=fingerprints.get(),
+        )
+        blocks = text_blocks(settings, provenance)
+        file_format = SUFFIXES[picture.path.suffix.lower()]
+        contents = {picture.path: encode_image(to_image(pixel_values[place]), file_format, blocks)}
+        if picture.steps_path is not None:
+            contents[picture.steps_path] = draw_steps(
+                [step[place] for step in steps], pipeline, picture.steps_path, blocks
+            )
+        yield Made(made, (time.monotonic() - started_at) / len(group)), contents
+
+
+def denoise(group: list[Picture], pipeline: SdPipeline, report: Report) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Pixel values of a group, (B, 3, H, W), and after each step what the model saw in the noise, (B, C, h, w) each."""
+    settings = group[0].settings
+    prompts = [picture.settings.prompt for picture in group]
+    negative_prompts = [picture.settings.negative_prompt for picture in group]
+    embeds = pipeline.encode_prompt(prompts, negative_prompts, settings.clip_skip, settings.guidance_scale > 1)
+    generators = [torch.Generator("cpu").manual_seed(picture.settings.seed) for picture in group]
+    steps: list[torch.Tensor] = []
+
+    def on_step(step: int, total: int, latents: torch.Tensor, pred_original_sample: torch.Tensor | None) -> None:
+        if group[0].steps_path is not None:
+            steps.append(latents if pred_original_sample is None else pred_original_sample)
+        report(Stepped(group[0].index, len(group), step, total))
+
+    latents = pipeline.prepare_latents(generators, settings.height, settings.width)
+    latents = pipeline.denoise(latents, *embeds, settings.denoise_settings, generators, on_step)
+    return pipeline.decode(latents), steps
+
+
+def draw_steps(steps: list[torch.Tensor], pipeline: SdPipeline, path: Path, blocks: dict[str, str]) -> bytes:
+    """What the model saw in the noise, step by step, (C, h, w) each, as the content of a strip or an animation.
+
+    Some steps of a strip are left out, evenly, so that `STRIP_LENGTH` remain, the last among them.
+    """
+    animated = path.suffix.lower() == ".gif"
+    if not animated and len(steps) > STRIP_LENGTH:
+        last = len(steps) - 1
+        steps = [steps[round(place * last / (STRIP_LENGTH - 1))] for place in range(STRIP_LENGTH)]
+    images = [to_image(pipeline.decode(step[None])) for step in steps]
+    return encode_animation(images) if animated else encode_image(make_strip(images), "png", blocks)

@@ -1,0 +1,94 @@
+"""`sdcli info`: what a picture, a latents file or a file of weights says of itself."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdcli.cli import options
+from sdcli.errors import SdcliError
+
+MOST_TENSORS = 8  # to be listed one by one
+
+
+def info(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Pictures, latents or weights.")],
+    as_json: options.Json = False,
+) -> None:
+    """Tell what a file says of itself.
+
+    sdcli info kitten.png
+    sdcli info kitten.png --json
+    sdcli info model.safetensors
+
+    That is the settings in a picture, and the metadata and shapes of latents and weights.
+    """
+    for path in files:
+        about = about_tensors(path) if is_safetensors(path) else about_picture(path)
+        if as_json:
+            options.print_json({"path": str(path), **about})
+        else:
+            options.print_result("\n".join([f"{path}:", *lines_of(about, depth=1)]))
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is latents or weights, by its name or its first bytes."""
+    from sdcli.cli.files import looks_like_safetensors
+    from sdcli.images import read_bytes
+
+    return path.suffix.lower() in (".safetensors", ".latent") or looks_like_safetensors(read_bytes(path, 9))
+
+
+def about_picture(path: Path) -> dict[str, Any]:
+    """Size of a picture and the texts inside it.
+
+    Raises:
+        SdcliError: it is no picture, or empty.
+    """
+    from sdcli.images import read_bytes, read_text
+    from sdcli.metadata import read_complete_json
+
+    if not read_bytes(path, 1):
+        raise SdcliError(f"{path} is empty (0 bytes)", hint="give a picture, a latents file or a file of weights")
+    text, (width, height), file_format = read_text(path)
+    about: dict[str, Any] = {"kind": "picture", "format": file_format, "width": width, "height": height, **text}
+    if "sdcli" in text:
+        about["sdcli"] = read_complete_json(text["sdcli"])
+    return about
+
+
+def about_tensors(path: Path) -> dict[str, Any]:
+    """Metadata and shapes of a safetensors file.
+
+    Raises:
+        SdcliError: it is damaged, or none.
+    """
+    from sdcli.checkpoints.weights import open_weights  # safetensors and torch load here
+
+    with open_weights(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        tensors = {name: {"dtype": each.get_dtype(), "shape": each.get_shape()} for name, each in slices.items()}
+        metadata = dict(sorted((file.metadata() or {}).items()))
+    kind = "latents" if tensors.keys() & {"latents", "latent_tensor"} else "weights"
+    count = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+    dtypes = sorted({tensor["dtype"] for tensor in tensors.values()})
+    return {"kind": kind, "numbers": count, "dtypes": dtypes, "metadata": metadata, "tensors": tensors}
+
+
+def lines_of(values: dict[str, Any], depth: int) -> list[str]:
+    """Nested values as indented lines; of many tensors only their number."""
+    lines = []
+    for key, value in values.items():
+        indent = "  " * depth
+        if key == "tensors" and len(value) > MOST_TENSORS:
+            lines.append(f"{indent}tensors: {len(value)} (--json lists them)")
+        elif isinstance(value, dict):
+            lines += [f"{indent}{key}:", *lines_of(value, depth + 1)]
+        elif "\n" in str(value):
+            lines += [f"{indent}{key}:", *(f"{indent}  {line}" for line in str(value).splitlines())]
+        else:
+            lines.append(f"{indent}{key}: {value}")
+    return lines

@@ -1,0 +1,125 @@
+"""Each flag that several commands share, once; help that begins with examples; results to stdout. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+IfExistsChoice = StrEnum("IfExistsChoice", ["error", "skip", "overwrite", "number"])
+FormatChoice = StrEnum("FormatChoice", ["png", "jpg", "webp"])
+ProgressChoice = StrEnum("ProgressChoice", ["auto", "bar", "plain", "json", "none"])
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="NAME|FOLDER",
+        help="A name in models.toml, a model folder or a training run "
+        "(default: the default of models.toml, the built-in model).",
+    ),
+]
+ModelsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--models-file",
+        metavar="FILE",
+        help="A models.toml that comes before $SDCLI_MODELS, ./models.toml, "
+        "~/.config/sdcli/models.toml and the shipped one.",
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("-s", "--seed", metavar="N", help="Decides the noise (default: drawn, and reported).")
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32, fp16 or bf16.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Open no socket. The built-in model never does.")]
+IfExists = Annotated[IfExistsChoice, typer.Option("--if-exists", help="What to do about a file that is already there.")]
+Format = Annotated[
+    FormatChoice | None, typer.Option("--format", help="File format (default: as --output says, else png).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.")]
+Progress = Annotated[
+    ProgressChoice,
+    typer.Option("--progress", help="Progress on stderr; auto is a bar on a terminal, else a line every few seconds."),
+]
+
+
+class ExamplesFirst(TyperCommand):
+    """A command whose help begins with the examples of its docstring: the lines that begin with `sdcli`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write examples, then usage, text and options."""
+        write_examples(self, formatter)
+        super().format_help(ctx, formatter)
+
+
+class ExamplesFirstGroup(TyperGroup):
+    """A group of commands whose help begins with examples."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write examples, then usage, text and commands."""
+        write_examples(self, formatter)
+        super().format_help(ctx, formatter)
+
+
+def write_examples(command: Any, formatter: Any) -> None:
+    """Move the examples of a command's help to the formatter."""
+    lines = (command.help or "").splitlines()
+    examples = [line.strip() for line in lines if line.strip().startswith("sdcli ")]
+    if examples:
+        formatter.write("Examples:\n" + "".join(f"  {example}\n" for example in examples) + "\n")
+    kept = [line for line in lines if line.strip() not in (*examples, "\b", "\\b")]
+    command.help = "\n".join(kept).strip()
+
+
+def go_offline(offline: bool) -> None:
+    """Forbid every connection to the hub, before its libraries are imported."""
+    if offline:
+        os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
+
+
+def print_result(text: str) -> None:
+    """A line of result on stdout, at once."""
+    typer.echo(text)
+    sys.stdout.flush()
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """A result as one line of JSON on stdout."""
+    print_result(json.dumps(value, ensure_ascii=False))
+
+
+def print_path(path: Path, as_json: bool, **about: Any) -> None:
+    """The path of a finished file as a line on stdout, or as JSON with what is said about it."""
+    if as_json:
+        print_json({"path": str(path), **about})
+    else:
+        print_result(str(path))
+
+
+def print_bytes(content: bytes) -> None:
+    """A result that is a file, on stdout.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+    """
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+def tell(message: str) -> None:
+    """A line on stderr."""
+    typer.echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    """A line on stderr about something that the user should know."""
+    tell(f"warning: {message}")

@@ -1,0 +1,209 @@
+"""What a run tells while it works, on stderr: a bar, plain lines, JSON events or nothing. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from sdcli.cli.options import ProgressChoice
+
+if TYPE_CHECKING:
+    from sdcli.batch import Event, Loaded, Made, Stepped
+
+LINE_EVERY_S = 3.0
+
+
+class Reporter:
+    """Tells nothing but warnings and a drawn seed; the others tell more.
+
+    Args:
+        pictures: how many the run makes.
+    """
+
+    def __init__(self, pictures: int):
+        self.pictures = pictures
+        self.made = 0
+        self.started_at = time.monotonic()
+        self.loaded_at = self.started_at
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        """Take one event of a run."""
+        kind = type(event).__name__
+        if kind == "Loaded":
+            self.loaded_at = time.monotonic()
+            self.loaded(event)
+        elif kind == "Stepped":
+            self.stepped(event)
+        elif kind == "Warned":
+            self.warn(event.message)
+        elif kind == "Made":
+            self.made += 1
+            self.imaged(event)
+
+    def pace(self, event: Stepped) -> tuple[float, float]:
+        """Pictures per second since the model was loaded, and seconds until all are made."""
+        elapsed_s = max(time.monotonic() - self.loaded_at, 1e-6)
+        done = self.made + event.pictures * event.step / event.steps
+        return done / elapsed_s, (self.pictures - done) * elapsed_s / done
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the terminal free for a line of result."""
+        yield
+
+    def warn(self, message: str) -> None:
+        """Tell what the user should know."""
+        typer.echo(f"warning: {message}", err=True)
+
+    def seed(self, seed: int) -> None:
+        """Tell which seed was drawn."""
+        typer.echo(f"seed: {seed}", err=True)
+
+    def skipped(self, count: int) -> None:
+        """Tell how many pictures were already there."""
+
+    def loaded(self, event: Loaded) -> None:
+        """Tell that the model is ready."""
+
+    def stepped(self, event: Stepped) -> None:
+        """Tell of a step."""
+
+    def imaged(self, event: Made) -> None:
+        """Tell of a picture."""
+
+
+class PlainReporter(Reporter):
+    """A line every few seconds, for logs."""
+
+    def __enter__(self) -> Reporter:
+        self.last_line_at = self.started_at
+        return self
+
+    def skipped(self, count: int) -> None:
+        """Tell how many pictures were already there."""
+        typer.echo(f"{count} already there, skipped", err=True)
+
+    def loaded(self, event: Loaded) -> None:
+        """Tell that the model is ready, if that took long."""
+        if time.monotonic() - self.last_line_at >= LINE_EVERY_S:
+            typer.echo(f"loaded {event.model} on {event.device} in {event.precision}", err=True)
+        self.last_line_at = time.monotonic()
+
+    def stepped(self, event: Stepped) -> None:
+        """Tell where the run is, how fast and how long still."""
+        if time.monotonic() - self.last_line_at < LINE_EVERY_S:
+            return
+        self.last_line_at = time.monotonic()
+        rate, left_s = self.pace(event)
+        place = f"picture {self.made + 1} of {self.pictures}, step {event.step}/{event.steps}"
+        typer.echo(f"{place}, {rate_text(rate)}, {timedelta(seconds=round(left_s))} left", err=True)
+
+
+class JsonReporter(Reporter):
+    """An event a line, as JSON."""
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Write one event."""
+        elapsed_s = round(time.monotonic() - self.started_at, 3)
+        typer.echo(json.dumps({"event": event, "elapsed_s": elapsed_s, **values}), err=True)
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self.tell("done", images=self.made)
+
+    def warn(self, message: str) -> None:
+        """Tell what the user should know."""
+        self.tell("warning", message=message)
+
+    def seed(self, seed: int) -> None:
+        """Tell which seed was drawn."""
+        self.tell("seed", seed=seed)
+
+    def skipped(self, count: int) -> None:
+        """Tell how many pictures were already there."""
+        self.tell("skip", images=count)
+
+    def loaded(self, event: Loaded) -> None:
+        """Tell that the model is ready."""
+        self.tell("load", model=event.model, device=event.device, precision=event.precision)
+
+    def stepped(self, event: Stepped) -> None:
+        """Tell of a step."""
+        rate, left_s = self.pace(event)
+        place = {"index": event.index, "images": event.pictures, "step": event.step, "steps": event.steps}
+        self.tell("step", **place, images_per_s=round(rate, 4), eta_s=round(left_s, 3))
+
+    def imaged(self, event: Made) -> None:
+        """Tell of a picture."""
+        picture = event.picture
+        self.tell("image", path=str(picture.path), index=picture.index, seed=picture.settings.seed)
+
+
+class BarReporter(Reporter):
+    """A bar on the terminal, gone when the run ends."""
+
+    def __enter__(self) -> Reporter:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        # Results go to stdout themselves: Rich would send them to the bar's stream.
+        quiet = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+        self.bar = Progress(*columns, console=Console(stderr=True), **quiet)
+        self.task = self.bar.add_task("loading", total=None, rate="")
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the terminal free for a line of result."""
+        self.bar.stop()
+        yield
+        if self.made < self.pictures:
+            self.bar.start()
+
+    def warn(self, message: str) -> None:
+        """Tell what the user should know."""
+        with self.paused():
+            super().warn(message)
+
+    def stepped(self, event: Stepped) -> None:
+        """Move the bar."""
+        rate, _ = self.pace(event)
+        place = f"picture {self.made + 1} of {self.pictures}" if self.pictures > 1 else "picture"
+        done = self.made + event.pictures * event.step / event.steps
+        self.bar.update(self.task, description=place, total=self.pictures, completed=done, rate=rate_text(rate))
+
+
+def rate_text(images_per_s: float) -> str:
+    """A rate as people say it: pictures per second, or seconds for each."""
+    return f"{images_per_s:.1f} pictures/s" if images_per_s >= 1 else f"{1 / images_per_s:.1f} s/picture"
+
+
+def reporter_for(choice: ProgressChoice, pictures: int) -> Reporter:
+    """The reporter that `--progress` asks for; auto is a bar where stderr is a terminal, else plain lines."""
+    if choice == ProgressChoice.auto:
+        choice = ProgressChoice.bar if sys.stderr.isatty() else ProgressChoice.plain
+    kinds = {"bar": BarReporter, "plain": PlainReporter, "json": JsonReporter, "none": Reporter}
+    return kinds[choice](pictures)
