@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -216,7 +217,8 @@ def write_whole(content: bytes, path: Path, replace: bool = True) -> None:
         hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with --output"
         raise SdcliError(f"cannot write {path}: {error.strerror}", hint=hint) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

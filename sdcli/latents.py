@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +17,10 @@ from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.components import schedule
 from sdcli.device import Placement, explain_out_of_memory
 from sdcli.errors import SdcliError
-from sdcli.images import to_image, to_pixel_values
+from sdcli.images import Image, to_image, to_pixel_values
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import ModelSpec, vae_stride
-
-if TYPE_CHECKING:
-    from PIL.Image import Image  # sdcli.images alone makes and opens pictures
+from sdcli.settings import LARGEST_SEED, check_range
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class LatentsFile:
         return stream.getvalue()
 
 
-def encode(pictures: Sequence[tuple[str, Image]], model: ModelSpec, placement: Placement) -> LatentsFile:
+def encode(pictures: Sequence[tuple[str, Image.Image]], model: ModelSpec, placement: Placement) -> LatentsFile:
     """The mean latents of pictures of one size.
 
     Args:
@@ -90,7 +87,7 @@ def encode(pictures: Sequence[tuple[str, Image]], model: ModelSpec, placement: P
     return LatentsFile(latents, metadata)
 
 
-def decode(file: LatentsFile, model: ModelSpec, placement: Placement) -> list[Image]:
+def decode(file: LatentsFile, model: ModelSpec, placement: Placement) -> list[Image.Image]:
     """Pictures of latents.
 
     Raises:
@@ -120,7 +117,7 @@ def vae_sha256(model: ModelSpec) -> str:
     return " ".join(Fingerprints(model.folder, ("vae",)).get().values())
 
 
-def size_text(image: Image) -> str:
+def size_text(image: Image.Image) -> str:
     """Width and height as people write them."""
     return f"{image.width}x{image.height}"
 
@@ -161,11 +158,12 @@ class ForwardProcess:
 
     def noised(self, clean: Tensor, timestep: int) -> Tensor:
         """Clean pixel values or latents, (N, C, H, W), noised to the level of a timestep."""
+        check_range("--seed", self.seed + len(clean) - 1, 0, LARGEST_SEED)
         generators = [torch.Generator("cpu").manual_seed(self.seed + place) for place in range(len(clean))]
         noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
         return schedule.add_noise(clean, noise, torch.full((len(clean),), timestep), self.alphas_cumprod)
 
-    def noised_picture(self, image: Image, timestep: int) -> Image:
+    def noised_picture(self, image: Image.Image, timestep: int) -> Image.Image:
         """A picture with noise on its pixels; values beyond black and white are clipped."""
         return to_image(self.noised(to_pixel_values(image), timestep))
 

@@ -21,8 +21,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from sdcli.components.guidance import guidance_embedding, guide
+from sdcli.device import Placement
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.images import to_image
+from sdcli.registry import find_model
 from sdcli.settings import DenoiseSettings, GenerationDefaults
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -323,9 +325,16 @@ class SdPipeline(DiffusionPipeline):
         pixel_values = self.vae.decode(unscaled.to(self.vae.dtype)).float()
         return require_finite(pixel_values, "VAE", self.vae.dtype).clamp(-1, 1)
 
+    @classmethod
+    def from_pretrained(cls, folder: str, torch_dtype: torch.dtype = torch.float32) -> "SdPipeline":
+        """The pipeline of a model folder, on the CPU; `sdcli.load_pipeline` also takes names and devices."""
+        from sdcli.checkpoints import load_pipeline  # upwards, as below: diffusers' names for what lives there
+
+        return load_pipeline(find_model(str(folder)), Placement(torch.device("cpu"), torch_dtype, "no"))
+
     def save_pretrained(self, save_directory: str, **options) -> None:
         """Write the standard folder, which diffusers loads; options are those of `save_pipeline`."""
-        from sdcli.checkpoints import save_pipeline  # the one import upwards: diffusers' name for what lives there
+        from sdcli.checkpoints import save_pipeline
 
         save_pipeline(self, save_directory, **options)
 

@@ -189,6 +189,29 @@ def load_registry(models_file: Path | None = None) -> Registry:
     return Registry(models, default)
 
 
+def find_architecture(name: str, sections: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """What a named architecture, or a TOML file, says of the components to build: their constructor arguments.
+
+    Args:
+        name: of an architecture that comes with the program, or a file.
+        sections: the component names that may stand in it.
+
+    Raises:
+        SdcliError: there is no such architecture, or it does not parse.
+    """
+    known = {path.stem: path for path in (PACKAGE_FOLDER / "training" / "architectures").glob("*.toml")}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise SdcliError(f"no architecture and no file named {name!r}", hint=did_you_mean(name, known))
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SdcliError(f"cannot read {path}: {error}", hint="the shipped architectures show the form") from error
+    for section in found.keys() - set(sections):
+        raise SdcliError(f"{path}: unknown section [{section}]", hint=did_you_mean(section, sections))
+    return found
+
+
 def models_files(models_file: Path | None = None) -> list[Path]:
     """The models.toml files that count, the strongest first, the shipped one last.
 

@@ -144,6 +144,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
             load_image(content_of(Image.new("RGB", (side, side))))
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_never_raise_anything_but_our_error(photo):
     """Some hundred random damages of every format: loaded, or refused."""
     rng = random.Random(0)

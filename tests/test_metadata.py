@@ -28,7 +28,7 @@ PROVENANCE = Provenance(model_name="emoji", device="cpu", precision="fp32", weig
 
 
 def parse_as_a1111_does(text: str) -> dict[str, str]:
-    """What stable-diffusion-webui's reader makes of it: the last line is name: value pairs, values may be JSON texts."""
+    """What stable-diffusion-webui's reader makes of it: pairs in the last line, whose values may be JSON texts."""
     *lines, last = text.split("\n")
     negative = next((place for place, line in enumerate(lines) if line.startswith("Negative prompt: ")), len(lines))
     values = {"Prompt": "\n".join(lines[:negative]), "Negative prompt": "\n".join(lines[negative:])[17:]}
@@ -84,8 +84,8 @@ def test_the_json_is_ascii_on_one_line():
     assert read_complete_json(text)["settings"]["prompt"] == "小猫\n2"
 
 
-def test_an_infinite_precision_number_survives():
-    """Numbers come back as they were."""
+def test_numbers_come_back_exactly():
+    """The largest seed, and a guidance scale to its last digit."""
     settings = replace(SETTINGS, guidance_scale=7.123456789012345, seed=2**64 - 1)
     assert read_complete_json(text_blocks(settings, PROVENANCE)["sdcli"])["settings"] == asdict(settings)
 

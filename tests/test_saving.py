@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sdcli.checkpoints import (
@@ -24,8 +24,9 @@ from sdcli.checkpoints import (
     save_pipeline,
     sha256_of,
     weight_files,
+    writing,
 )
-from sdcli.checkpoints import saving as saving_module
+from sdcli.checkpoints.clip import clip_parts
 from sdcli.checkpoints.folder import ON_CPU, load_network
 from sdcli.checkpoints.stock import named
 from sdcli.components.clip import CLIP
@@ -77,7 +78,7 @@ def test_stock_makes_the_picture_of_a_folder_that_we_wrote(tiny_pipeline, tmp_pa
 def test_a_saved_pipeline_gives_the_same_bits(tiny_pipeline, tmp_path):
     """Ours to disk and back: the same picture bit for bit, the same weights, the same settings."""
     tiny_pipeline.save_pretrained(tmp_path / "saved")
-    again = load(tmp_path / "saved")
+    again = SdPipeline.from_pretrained(tmp_path / "saved")
     assert numpy.array_equal(picture(tiny_pipeline), picture(again))
     for name in ("vae", "text_encoder", "unet"):
         before, after = getattr(tiny_pipeline, name), getattr(again, name)
@@ -89,11 +90,8 @@ def test_a_saved_pipeline_gives_the_same_bits(tiny_pipeline, tmp_path):
 def test_files_say_what_stock_says(tiny_pipeline, tiny_folder, tmp_path):
     """Our folder names the stock classes and holds the settings and keys that stock's own folder holds."""
     save_pipeline(tiny_pipeline, tmp_path / "saved", metadata={"made_by": "a test"})
-    ours, stock = (
-        json.loads((folder / "model_index.json").read_text()) for folder in (tmp_path / "saved", tiny_folder)
-    )
-    assert {name: ours[name] for name in stock if name not in ("_name_or_path",)} == stock
-    for name in ("vae/config.json", "unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"):
+    components = ("vae/config.json", "unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
+    for name in ("model_index.json", *components):
         ours, stock = (json.loads((folder / name).read_text()) for folder in (tmp_path / "saved", tiny_folder))
         assert {key: ours.get(key) for key in stock} == stock, name
     for path in weight_files(tiny_folder):
@@ -203,14 +201,23 @@ def test_a_failed_save_leaves_what_was_there(tiny_pipeline, tmp_path, monkeypatc
     """A full disk in the middle of saving: the error says so, the model that was there still loads, no scraps stay."""
     save_pipeline(tiny_pipeline, tmp_path / "model")
 
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
+    def full_disk(_, path, metadata):
+        path.write_bytes(b"as far as it goes")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(saving_module, "write_tensors", full_disk)
-    with pytest.raises(SdcliError, match="No space left on device"):
+    monkeypatch.setattr(writing, "save_file", full_disk)
+    path = tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(SdcliError, match=f"cannot write {path}: No space left on device"):
         save_pipeline(tiny_pipeline, tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
     load(tmp_path / "model")
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_pipeline, tmp_path):
+    """As a folder inside of a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SdcliError, match=f"cannot write {tmp_path / 'file' / 'model'}: Not a directory"):
+        save_pipeline(tiny_pipeline, tmp_path / "file" / "model")
 
 
 def test_a_folder_that_is_no_model_is_never_replaced(tiny_pipeline, tmp_path):
@@ -237,16 +244,31 @@ def test_one_component_is_saved_and_read_alone(tiny_pipeline, tmp_path):
     save_component(tiny_pipeline.vae, tmp_path / "vae")
     again = load_network(tmp_path / "vae", named("diffusers", "AutoencoderKL", "vae"))
     assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in tiny_pipeline.vae.state_dict().items())
-    assert sha256_of(tmp_path / "vae" / "diffusion_pytorch_model.safetensors") != sha256_of(
-        tmp_path / "vae" / "config.json"
-    )
+    sums = {sha256_of(path) for path in (tmp_path / "vae").iterdir()}
+    assert len(sums) == 2 and all(len(checksum) == 64 for checksum in sums)
+
+
+def test_components_are_replaced_and_readable_by_others(tiny_pipeline, tmp_path):
+    """A component may be saved again over itself, and files have the permissions that the user's other files have."""
+    (tmp_path / "plain").write_text("")
+    for component in (tiny_pipeline.vae, tiny_pipeline.scheduler, tiny_pipeline.tokenizer):
+        for _ in range(2):
+            save_component(component, tmp_path / "component")
+        for path in (tmp_path / "component").iterdir():
+            assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, path.name
+        shutil.rmtree(tmp_path / "component")
+
+
+def tiny_clip(pipeline) -> CLIP:
+    """A CLIP whose text encoder has the size of a pipeline's, with fresh weights."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {key: value for key, value in dict(pipeline.text_encoder.config).items() if not key.startswith("_")}
+    return CLIP(text_config=text, vision_config={**vision, "image_size": 16, "patch_size": 8}, projection_dim=24).eval()
 
 
 def test_a_whole_clip_is_saved_and_read(tiny_pipeline, tmp_path):
-    """Text encoder, image encoder and head come back; the text encoder in the same folder is the one that generates."""
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {key: value for key, value in dict(tiny_pipeline.text_encoder.config).items() if not key.startswith("_")}
-    clip = CLIP(text_config=text, vision_config={**vision, "image_size": 16, "patch_size": 8}, projection_dim=24).eval()
+    """Text encoder, image encoder and head come back, and stock's image encoder reads its part."""
+    clip = tiny_clip(tiny_pipeline)
     save_clip(clip, tmp_path / "clip", tiny_pipeline.tokenizer, metadata={"epoch": "3"})
     again = load_clip(tmp_path / "clip")
     assert clip.state_dict().keys() == again.state_dict().keys()
@@ -257,6 +279,17 @@ def test_a_whole_clip_is_saved_and_read(tiny_pipeline, tmp_path):
     assert set(parts) == {"text_encoder", "tokenizer", "image_encoder", "clip_head"}
     stock = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "clip" / "image_encoder")
     torch.testing.assert_close(stock(pixel_values).image_embeds, clip.towers()[1](pixel_values).image_embeds)
+
+
+@pytest.mark.parity
+def test_stock_reads_a_model_with_a_whole_clip_in_it(tiny_pipeline, tmp_path, caplog):
+    """The image encoder is one of stock's optional components, and the head's folder is passed over."""
+    save_components({**tiny_pipeline.components, **clip_parts(tiny_clip(tiny_pipeline))}, tmp_path / "model")
+    with caplog.at_level("WARNING"):
+        stock = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    assert not caplog.records
+    assert stock.image_encoder is not None
+    assert differs_by(picture(stock), picture(load(tmp_path / "model"))) <= 2
 
 
 @pytest.mark.parity

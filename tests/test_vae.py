@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sdcli.components.vae import VAE, DiagonalGaussian, run_in_tiles
+from sdcli.components.tiling import run_in_tiles
+from sdcli.components.vae import VAE, DiagonalGaussian
 
 
 def tiny_vae(**changes) -> VAE:

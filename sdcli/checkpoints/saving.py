@@ -64,7 +64,8 @@ def save_component(
     Raises:
         SdcliError: it cannot be written, or `folder` is something else than a component.
     """
-    mark = "scheduler_config.json" if isinstance(component, Scheduler) else "config.json"
+    is_tokenizer = not isinstance(component, nn.Module | Scheduler)
+    mark = "tokenizer_config.json" if is_tokenizer else type(component).config_name
     with whole_folder(Path(folder), mark) as beside:
         _write(component, beside, dtype, metadata or {})
 
@@ -78,7 +79,7 @@ def _write(component: Any, folder: Path, dtype: torch.dtype | None, metadata: Ma
     elif isinstance(component, nn.Module):
         kind = stock.stock_of(component)
         tensors = to_dtype(stock.to_stock_keys(kind, component.state_dict()), dtype, folder.name)
-        config = stock.stock_config(component, dtype or component.dtype)
+        config = stock.stock_config(component)
         write_text(folder / "config.json", _to_json(config))
         write_tensors(folder / kind.weights_name, tensors, metadata)
     elif isinstance(component, Mapping):

@@ -114,8 +114,8 @@ def build(stock: StockClass, config: Mapping[str, Any], source: Path) -> nn.Modu
         raise SdcliError(f"{source}: {error}", hint=f"it must be the config.json of a {stock.name}") from error
 
 
-def stock_config(component: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
-    """What config.json says of one of our networks whose weights are written in `dtype`."""
+def stock_config(component: nn.Module) -> dict[str, Any]:
+    """What config.json says of one of our networks."""
     stock = stock_of(component)
     settings = {
         key: value
@@ -124,7 +124,9 @@ def stock_config(component: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
     }
     if stock.library == "diffusers":
         return {"_class_name": stock.name, "_diffusers_version": diffusers.__version__, **settings}
-    about = {"architectures": [stock.name], "model_type": stock.model_type, "dtype": str(dtype).removeprefix("torch.")}
+    # `dtype` is what transformers loads in when it is not told, whatever the file holds: the same as diffusers' own
+    # default, or a half-precision folder would load in stock as a float32 UNet that is shown float16 text.
+    about = {"architectures": [stock.name], "model_type": stock.model_type, "dtype": "float32"}
     return {**about, "transformers_version": transformers.__version__, **settings}
 
 

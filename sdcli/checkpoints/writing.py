@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +16,13 @@ from torch import Tensor
 
 from sdcli.errors import SdcliError
 
+BESIDE = r"^\.(.+)\.[0-9a-f]{8}$"  # what a file or folder is called until it is finished
+
+
+def beside_of(path: Path) -> Path:
+    """A name in the same folder that nothing has yet; hidden, and matched by `BESIDE`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -22,7 +31,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         SdcliError: it cannot be written (no permission, a full disk); what was there before is still there.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    beside = beside_of(path)
     try:
         yield beside
         _flush(beside)
@@ -50,7 +59,7 @@ def whole_folder(folder: Path, mark: str) -> Iterator[Path]:
     """
     if folder.exists() and not (folder / mark).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise SdcliError(f"{folder} is already there and holds no {mark}", hint="name a new or an empty folder")
-    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    beside = beside_of(folder)
     try:
         beside.mkdir(parents=True)
         yield beside
@@ -63,8 +72,10 @@ def whole_folder(folder: Path, mark: str) -> Iterator[Path]:
 
 def _put_in_place(beside: Path, folder: Path) -> None:
     """Rename a finished folder to its name; the one that had the name is deleted after."""
-    _flush(beside)
-    before = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.before")
+    for path in (*beside.rglob("*"), beside):
+        if not path.is_symlink():
+            _flush(path)
+    before = beside_of(folder)
     if folder.exists():
         os.rename(folder, before)
     try:
@@ -86,7 +97,10 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, whole or not at all; it says that PyTorch wrote it, as stock readers demand."""
     with whole_file(path) as beside:
+        beside.touch()
+        permissions = stat.S_IMODE(beside.stat().st_mode)
         save_file(dict(tensors), beside, metadata={"format": "pt", **metadata})
+        beside.chmod(permissions)  # safetensors lets nobody but the owner read
 
 
 def to_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, name: str) -> dict[str, Tensor]:
@@ -106,8 +120,9 @@ def to_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, name: str
 
 def cannot_write(path: Path, error: Exception) -> SdcliError:
     """The error for a file or folder that the system refuses to write."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return SdcliError(f"cannot write {path}: {reason}", hint="is there space, and may you write there?")
+    reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
+    final = Path(*(re.sub(BESIDE, r"\1", part) for part in path.parts))
+    return SdcliError(f"cannot write {final}: {reason}", hint="is there space, and may you write there?")
 
 
 def _flush(path: Path) -> None:

@@ -26,7 +26,12 @@ from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
-    cls=ExamplesFirstGroup, name="sdcli", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    cls=ExamplesFirstGroup,
+    name="sdcli",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 for command in (generate, encode, decode, add_noise, train, info):
     app.command(cls=ExamplesFirst, no_args_is_help=command in (generate, encode, decode, add_noise, info))(command)
@@ -52,7 +57,7 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=False)
+@app.callback()
 def about(
     version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
 ) -> None:

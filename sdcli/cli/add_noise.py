@@ -65,24 +65,24 @@ def add_noise(
     file = latents.LatentsFile.parse(content, name) if picture is None else None
     if file is not None and spec is None and "model" in file.metadata:
         spec = find_loadable(file.metadata["model"], models_file)
-    drawn = secrets.randbits(32)
-    process = latents.ForwardProcess(spec, drawn if seed is None else seed)
+    process = latents.ForwardProcess(spec, secrets.randbits(32) if seed is None else seed)
     process.check(timesteps)
-    if seed is None:
-        options.tell(f"seed: {drawn}")
-    if file is None:
-        images = [process.noised_picture(picture, each) for each in timesteps]
-    elif strip is None:
-        target.finish(process.noised_file(file, timestep).to_bytes(), as_json, timestep=timestep, seed=process.seed)
-        return
-    else:
-        noised = [process.noised_file(file, each) for each in timesteps]
-        placement = choose_placement(device, precision)
-        images = [latents.decode(each, spec or find_loadable(None, models_file), placement)[0] for each in noised]
     about = {"timesteps": timesteps, "seed": process.seed, "model": spec and spec.name}
-    text = {"sdcli": json.dumps({"schema": NOISED_SCHEMA, **about})}
-    file_format = "png" if target.to_stdout else SUFFIXES[target.path.suffix.lower()]
-    target.finish(encode_image(make_strip(images), file_format, text), as_json, **about)
+    if makes_latents:
+        result = process.noised_file(file, timestep).to_bytes()
+    else:
+        if file is None:
+            images = [process.noised_picture(picture, each) for each in timesteps]
+        else:
+            noised = [process.noised_file(file, each) for each in timesteps]
+            placement = choose_placement(device, precision)
+            images = [latents.decode(each, spec or find_loadable(None, models_file), placement)[0] for each in noised]
+        text = {"sdcli": json.dumps({"schema": NOISED_SCHEMA, **about})}
+        file_format = "png" if target.to_stdout else SUFFIXES[target.path.suffix.lower()]
+        result = encode_image(make_strip(images), file_format, text)
+    if seed is None:
+        options.tell(f"seed: {process.seed}")
+    target.finish(result, as_json, **about)
 
 
 def parse_timesteps(timestep: int | None, strip: str | None) -> list[int]:

@@ -11,6 +11,21 @@ from sdcli.components.layers import Checkpointed
 KeysValues = tuple[Tensor, Tensor]  # keys and values of one attention, each (B, heads, S, D)
 
 
+class Linear(nn.Linear):
+    """A linear layer over tokens, on the CPU as the convolution of 1x1 pixels that it also is.
+
+    PyTorch gives convolutions to oneDNN and products of matrices to MKL, which on processors of other makers than
+    Intel takes up to twice the time, forwards and backwards.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, C_in) to (B, L, C_out)."""
+        if tokens.device.type != "cpu":
+            return super().forward(tokens)
+        pixels = tokens.transpose(1, 2).unsqueeze(2)  # (B, C_in, 1, L), in memory still channels last
+        return nn.functional.conv2d(pixels, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Multi-head attention of pixels to pixels, or to the text.
 
@@ -29,10 +44,10 @@ class Attention(nn.Module):
             raise ValueError(f"{channels} channels do not divide into {heads} attention heads")
         source_channels = channels if text_channels is None else text_channels
         self.heads = heads
-        self.to_q = nn.Linear(channels, channels, bias=bias)
-        self.to_k = nn.Linear(source_channels, channels, bias=bias)
-        self.to_v = nn.Linear(source_channels, channels, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = Linear(channels, channels, bias=bias)
+        self.to_k = Linear(source_channels, channels, bias=bias)
+        self.to_v = Linear(source_channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def project(self, source: Tensor) -> KeysValues:
         """Keys and values of (B, S, C_source), ready for any number of queries."""
@@ -42,7 +57,7 @@ class Attention(nn.Module):
         """(B, L, C) to (B, L, C); without `keys_values` the tokens attend to one another."""
         key, value = self.project(tokens) if keys_values is None else keys_values
         query = self._split(self.to_q(tokens))
-        # Every kernel behind this sums in float32, which is all that stock's `upcast_attention` asks for.
+        # Every kernel behind this sums up scores in float32, which is what `upcast_attention` asks for.
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
@@ -55,7 +70,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.proj = nn.Linear(in_channels, 2 * out_channels)
+        self.proj = Linear(in_channels, 2 * out_channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, C_in) to (B, L, C_out)."""
@@ -69,7 +84,7 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         # Where stock has its dropout stands a module without weights, so that the last layer is net.2 as on disk.
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, C) to (B, L, C)."""
@@ -120,9 +135,9 @@ class SpatialTransformer(Checkpointed):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in = Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, text_channels) for _ in range(layers))
-        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out = Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def project_text(self, encoder_hidden_states: Tensor) -> list[KeysValues]:
         """Keys and values of the text for every block, from (B, S, C_text)."""

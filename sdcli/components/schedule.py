@@ -1,8 +1,8 @@
 """Noise schedules and the forward process: how much noise there is at each timestep, and what that implies.
 
-B batch, T training timesteps; index 0 is the cleanest. beta_t is the noise variance added by step t, alpha_t = 1 - beta_t,
-and alphas_cumprod[t] (alpha-bar in the papers) is the product of the alphas up to t: the signal variance left after step t.
-Knows nothing of samplers, networks or files.
+B batch, T training timesteps; index 0 is the cleanest. beta_t is the noise variance that step t adds, alpha_t is
+1 - beta_t, and alphas_cumprod[t] (alpha-bar in the papers) the product of the alphas up to t: the
+signal variance left after step t. Knows nothing of samplers, networks or files.
 """
 
 import math
@@ -21,8 +21,8 @@ def make_betas(
 
     Args:
         schedule: "linear" (Ho et al. 2020, arXiv:2006.11239, section 4), "scaled_linear" (linear in the standard
-            deviation: Rombach et al. 2022, arXiv:2112.10752), "squaredcos_cap_v2" (the cosine of Nichol & Dhariwal 2021,
-            arXiv:2102.09672, eq. 17) or "sigmoid" (Xu et al. 2022, arXiv:2203.02923).
+            deviation: Rombach et al. 2022, arXiv:2112.10752), "squaredcos_cap_v2" (the cosine of Nichol & Dhariwal
+            2021, arXiv:2102.09672, eq. 17) or "sigmoid" (Xu et al. 2022, arXiv:2203.02923).
         num_train_timesteps: T.
         beta_start: variance added by the first step; the cosine schedule does not use it.
         beta_end: variance added by the last step; the cosine schedule does not use it.
@@ -220,7 +220,7 @@ def posterior_variances(
 ) -> tuple[Tensor | float, Tensor | float]:
     """The two fixed variances of a reverse step: (beta_t, beta-tilde_t), largest first.
 
-    beta_t is right for unit-variance data, beta-tilde_t = beta_t (1 - alpha_bar_next) / (1 - alpha_bar) for a single point.
+    beta_t is right for unit-variance data, beta-tilde_t = beta_t (1 - alpha_bar_next) / (1 - alpha_bar) for a point.
 
     Reference: Ho et al. 2020 (arXiv:2006.11239), section 3.2 and eq. 7.
     """

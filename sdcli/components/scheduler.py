@@ -1,7 +1,7 @@
-"""The scheduler that a diffusers pipeline holds: a noise schedule, a sampler from the table, and where a trajectory stands.
+"""The scheduler that a diffusers pipeline holds: a noise schedule and a sampler from the table.
 
 B batch, C channels, H W rows and columns, T training timesteps. The equations are in `sdcli.components.schedule` and
-`sdcli.components.samplers`; this file keeps the state between calls and speaks diffusers' scheduler contract.
+`sdcli.components.samplers`; this file speaks diffusers' scheduler contract.
 """
 
 import json
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from sdcli.components import schedule
 from sdcli.components.samplers import Moment, Plan, Sampler, configuration, stock
-from sdcli.components.samplers.plans import SMALLEST_SIGNAL, training_sigmas
+from sdcli.components.samplers.clipping import pred_original_sample, without_variance
+from sdcli.components.samplers.plans import training_sigmas
+from sdcli.components.samplers.trajectory import Trajectory
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -34,8 +36,8 @@ class SchedulerOutput(BaseOutput):
 class Scheduler(SchedulerMixin, ConfigMixin):
     """A noise schedule and a sampler, behind diffusers' scheduler contract.
 
-    The arguments have the names and meanings of diffusers' scheduler_config.json, but for `sampler`, which stands for its
-    class, and `sigma_schedule`, which stands for its three use_..._sigmas. The defaults are Stable Diffusion's.
+    The arguments have the names and meanings of diffusers' scheduler_config.json, but for `sampler`, which stands for
+    its class, and `sigma_schedule`, which stands for its three use_..._sigmas. The defaults are Stable Diffusion's.
     `from_config` takes what any of the stock classes wrote; `save_pretrained` writes what they read.
 
     Raises:
@@ -82,6 +84,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             solver_order=solver_order or next(iter(how.solver_orders), None),
             solver_type=solver_type or next(iter(how.solver_types), None),
             disable_corrector=list(disable_corrector or ()),
+            trained_betas=None if trained_betas is None else [float(beta) for beta in trained_betas],
             variance_type=variance_type or "fixed_small",
             _use_default_values=[],
         )
@@ -97,7 +100,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self._plan: Plan | None = None
         everything = training_sigmas(self.alphas_cumprod)[::-1].tolist()
-        self._place(torch.arange(num_train_timesteps - 1, -1, -1), [*everything, 0.0])
+        self._trajectory = Trajectory(torch.arange(num_train_timesteps - 1, -1, -1), [*everything, 0.0])
 
     @classmethod
     def from_config(
@@ -127,7 +130,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def stock_config(self) -> dict[str, Any]:
         """What a scheduler_config.json of the stock class would say."""
-        return stock.stock_config(self.config, self._finite_betas().tolist())
+        return stock.stock_config(self.config, self.alphas_cumprod)
 
     def to_json_string(self) -> str:
         """The stock scheduler_config.json, which is what `save_pretrained` writes."""
@@ -157,26 +160,40 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
     @property
+    def timesteps(self) -> Tensor:
+        """What the model has to be told, one per call, falling."""
+        return self._trajectory.timesteps
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise over signal of the sample at each call and after the last, (calls + 1,) float32 on the CPU."""
+        return torch.tensor(self._trajectory.levels, dtype=torch.float32)
+
+    @property
     def init_noise_sigma(self) -> float:
         """What standard normal noise has to be multiplied by to begin a trajectory."""
         if not self._how.exploding:
             return 1.0
-        largest = max(self._levels)
+        largest = max(self._trajectory.levels)
         return largest if self.config.timestep_spacing in ("linspace", "trailing") else math.hypot(largest, 1)
 
     @property
     def step_index(self) -> int | None:
         """Which call comes next; None before the first."""
-        return self._step_index
+        return self._trajectory.step_index
 
     @property
     def begin_index(self) -> int | None:
         """The call that a trajectory begins with, if that was set."""
-        return self._begin_index
+        return self._trajectory.begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at this call, for a trajectory that starts from a partly noised image."""
-        self._begin_index = begin_index
+        self._trajectory.begin_index = begin_index
+
+    def index_for_timestep(self, timestep: Tensor | float) -> int:
+        """The call that begins at a timestep."""
+        return self._trajectory.index_for_timestep(timestep)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Plan a trajectory; `timesteps` then has an entry for every call of the model.
@@ -197,13 +214,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = num_inference_steps
         self._plan = plan
         timesteps = torch.tensor(plan.timesteps, dtype=torch.int64 if plan.whole else torch.float32)
-        self._place(timesteps, list(plan.sigmas), device)
+        self._trajectory = Trajectory(timesteps, list(plan.sigmas), device)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """The sample as the model has to be shown it: of unit variance."""
         if not self._how.exploding:
             return sample
-        return sample * (1 / math.hypot(self._levels[self._locate(timestep)], 1))
+        return sample * (1 / math.hypot(self._trajectory.levels[self._trajectory.locate(timestep)], 1))
 
     def step(
         self,
@@ -235,28 +252,26 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("call set_timesteps before step")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {eta}")
-        index = self._locate(timestep)
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        wide = sample.to(dtype)
-        output, variance = self._split(model_output.to(dtype), sample)
-        noise = None
-        if self._how.takes_noise(index, self._plan, eta):
-            noise = _noise_like(wide, generator)
+        index = self._trajectory.locate(timestep)
+        wide = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        output, variance = without_variance(model_output.to(wide.dtype), sample, self.config.variance_type)
+        original = pred_original_sample(output, wide, self._plan.alpha_bars[index], self._how, self.config)
+        noisy = self._how.takes_noise(index, self._plan, eta)
         moment = Moment(
             index=index,
             sample=wide,
             model_output=output,
-            pred_original_sample=self._original(output, wide, index),
+            pred_original_sample=original,
             plan=self._plan,
             config=self.config,
-            memory=self._memory,
-            noise=noise,
+            memory=self._trajectory.memory,
+            noise=noise_like(wide, generator) if noisy else None,
             eta=eta,
             predicted_variance=variance,
         )
-        stepped, self._memory = self._how.step(moment)
-        self._step_index = index + 1
-        result = (stepped.to(sample.dtype), moment.pred_original_sample.to(sample.dtype))
+        stepped, memory = self._how.step(moment)
+        self._trajectory.advance(index, memory)
+        result = (stepped.to(sample.dtype), original.to(sample.dtype))
         return SchedulerOutput(*result) if return_dict else result
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -268,19 +283,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             timesteps: (B,), entries of `timesteps`; for ddpm, ddim, pndm, lcm and tcd any in [0, T).
 
         Returns:
-            (B, C, H, W): the samples plus sigma times noise where the sampler is variance exploding, else of unit variance.
+            (B, C, H, W): samples plus sigma times noise where the sampler is variance exploding, else of unit variance.
             (Training uses `sdcli.components.schedule.add_noise`, which is the latter for every timestep.)
 
         Raises:
             ValueError: a timestep is not in the plan.
         """
-        if self._lives_on_timesteps:
+        if self._how.on_timesteps:
             return schedule.add_noise(original_samples, noise, timesteps, self.alphas_cumprod)
-        if self._begin_index is None:
-            calls = [self.index_for_timestep(timestep) for timestep in timesteps.flatten().tolist()]
-        else:
-            calls = [self._begin_index if self._step_index is None else self._step_index] * timesteps.numel()
-        sigmas = torch.tensor([self._levels[call] for call in calls], dtype=torch.float64)
+        sigmas = torch.tensor(self._trajectory.levels_of(timesteps), dtype=torch.float64)
         spread = sigmas.to(original_samples).reshape(-1, *[1] * (original_samples.dim() - 1))
         noisy = original_samples + spread * noise
         return noisy if self._how.exploding else noisy / (spread**2 + 1) ** 0.5
@@ -289,99 +300,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """The target of v-prediction at training timesteps: `sdcli.components.schedule.velocity`."""
         return schedule.velocity(sample, noise, timesteps.long(), self.alphas_cumprod)
 
-    def index_for_timestep(self, timestep: Tensor | float) -> int:
-        """The call that begins at a timestep. Where two calls are told the same, it is the second: that one begins a step.
 
-        Raises:
-            ValueError: no call is told that timestep.
-        """
-        told = float(timestep)
-        if told == self._told[0]:
-            return 0
-        calls = [call for call, other in enumerate(self._told) if other == told][:2]
-        if not calls:
-            raise ValueError(f"timestep {told:g} is not one of this scheduler's {len(self._told)} timesteps")
-        return calls[-1]
+def noise_like(sample: Tensor, generator: Generators) -> Tensor:
+    """Standard normal noise, float32 whatever the precision, image i from generator i alone.
 
-    @property
-    def _lives_on_timesteps(self) -> bool:
-        return not self._how.exploding and not self._how.sigma_schedules
-
-    def _place(self, timesteps: Tensor, sigmas: list[float], device: str | torch.device | None = None) -> None:
-        """Lay the levels out, and forget any trajectory."""
-        self._told: list[float] = timesteps.tolist()
-        self._levels = sigmas
-        self.timesteps = timesteps.to(device)
-        self.sigmas = torch.tensor(sigmas, dtype=torch.float32)
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
-        self._memory: tuple = ()
-
-    def _locate(self, timestep: Tensor | float | None) -> int:
-        """Which call this is; a timestep out of turn begins a trajectory there.
-
-        A timestep on another device is believed to be the next one: looking at it would make the device wait.
-        """
-        index = self._step_index
-        if index is not None and index < len(self._told):
-            if timestep is None or isinstance(timestep, Tensor) and timestep.device.type != "cpu":
-                return index
-            if float(timestep) == self._told[index]:
-                return index
-            index = self.index_for_timestep(timestep)
-        elif self._begin_index is not None:
-            index = self._begin_index
-        else:
-            index = 0 if timestep is None else self.index_for_timestep(timestep)
-        self._step_index, self._memory = index, ()
-        return index
-
-    def _split(self, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The prediction, and the variance channels if the model has them."""
-        if model_output.shape == sample.shape:
-            return model_output, None
-        batch, channels, *rest = sample.shape
-        if model_output.shape == (batch, 2 * channels, *rest) and self.config.variance_type.startswith("learned"):
-            return model_output[:, :channels], model_output[:, channels:]
-        raise ValueError(
-            f"model_output must have the shape of sample {tuple(sample.shape)}, or twice its channels with a learned "
-            f"variance_type; got {tuple(model_output.shape)} and variance_type {self.config.variance_type!r}"
-        )
-
-    def _original(self, model_output: Tensor, sample: Tensor, index: int) -> Tensor:
-        """The clean sample that the model's output stands for, clipped where sampler and configuration say so."""
-        alpha_bar = self._plan.alpha_bars[index]
-        shown = sample * alpha_bar**0.5 if self._how.exploding else sample
-        original = schedule.to_original_sample(model_output, shown, alpha_bar, self.config.prediction_type)
-        if self._how.thresholds and self.config.thresholding:
-            return thresholded(original, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        if self._how.clips and self.config.clip_sample:
-            return original.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return original
-
-    def _finite_betas(self) -> Tensor:
-        """Betas that leave a little signal at the end, where stock classes without zero-SNR schedules need it."""
-        signal = self.alphas_cumprod.double().clamp(min=SMALLEST_SIGNAL)
-        return 1 - torch.cat([signal[:1], signal[1:] / signal[:-1]])
-
-
-def _noise_like(sample: Tensor, generator: Generators) -> Tensor:
-    """Standard normal noise, float32 whatever the precision, image i from generator i alone."""
+    Raises:
+        ValueError: as many generators as images are needed, or one.
+    """
     if isinstance(generator, list) and len(generator) != len(sample):
         raise ValueError(f"one generator per image is needed: {len(generator)} for a batch of {len(sample)}")
     return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=torch.float32)
-
-
-def thresholded(sample: Tensor, ratio: float, largest: float) -> Tensor:
-    """Bring each image into [-1, 1] by its own quantile of absolute values, if that is above 1.
-
-    Args:
-        sample: (B, C, H, W).
-        ratio: the quantile, in (0, 1).
-        largest: upper limit of that quantile, at least 1.
-
-    Reference: Saharia et al. 2022 (arXiv:2205.11487), section 2.3 (dynamic thresholding).
-    """
-    limits = torch.quantile(sample.abs().flatten(1), ratio, dim=1).clamp(1, largest)
-    limits = limits.view(-1, *[1] * (sample.dim() - 1))
-    return sample.clamp(-limits, limits) / limits

@@ -1,6 +1,5 @@
 """The model that a run starts from: what --model brings, and the part that --config builds anew."""
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,10 @@ from sdcli.components.scheduler import Scheduler
 from sdcli.components.unet import UNet
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
-from sdcli.registry import find_model
-from sdcli.settings import did_you_mean
+from sdcli.registry import find_architecture, find_model
 from sdcli.training.settings import TrainSettings
 from sdcli.training.tokenizer import train_tokenizer
 
-ARCHITECTURES = Path(__file__).parent / "architectures"
 BUILT_BY = {
     "vae": ("vae",),
     "clip": ("tokenizer", "text_encoder", "image_encoder"),
@@ -32,26 +29,6 @@ class Model:
 
     components: dict[str, object]
     clip: CLIP | None = None
-
-
-def read_architecture(name: str) -> dict[str, dict]:
-    """The sections of a named architecture, or of a TOML file.
-
-    Raises:
-        SdcliError: no such architecture, or a file that is none.
-    """
-    known = {path.stem: path for path in ARCHITECTURES.glob("*.toml")}
-    path = known.get(name, Path(name))
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SdcliError(f"no architecture {name!r}: {error.strerror}", hint=did_you_mean(name, known)) from error
-    except ValueError as error:
-        raise SdcliError(f"{path} is not TOML: {error}", hint="the shipped architectures show the form") from error
-    for section in sections:
-        if section not in SECTIONS:
-            raise SdcliError(f"{path} has an unknown section [{section}]", hint=did_you_mean(section, SECTIONS))
-    return sections
 
 
 def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
@@ -72,7 +49,7 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
         model, NEEDED_BY[settings.part], settings, "train it first by --part vae or clip, and give that run by --model"
     )
     if settings.config is not None:
-        built, clip = build_part(settings.part, read_architecture(settings.config), captions)
+        built, clip = build_part(settings.part, find_architecture(settings.config, SECTIONS), captions)
         model = Model(model.components | built, clip)
     require(model, BUILT_BY[settings.part], settings, "give its architecture by --config, such as --config emoji")
     if settings.part == "unet" and settings.prediction_type is not None:

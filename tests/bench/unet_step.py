@@ -1,7 +1,7 @@
 """One UNet step at full size: our UNet against stock UNet2DConditionModel, on the same random weights.
 
-    python tests/bench/unet_step.py                                    SD 1.5, 64x64 latents, batch 2; CUDA in fp16 if there is one
-    python tests/bench/unet_step.py --family sdxl --size 128 --batch 1
+python tests/bench/unet_step.py                                     SD 1.5, 64x64 latents, batch 2; on CUDA in fp16
+python tests/bench/unet_step.py --family sdxl --size 128 --batch 1  SDXL
 
 Prints the median times of interleaved runs and their ratio, the peak memory of each, and how far the outputs are apart.
 Our step reuses the keys and values of the text, as denoising does; computing them, once per prompt, is timed by itself.
@@ -66,7 +66,10 @@ def random_inputs(config, args, device, dtype):
     inputs["encoder_hidden_states"] = normal(77, config["cross_attention_dim"])
     if "addition_embed_type" in config:
         time_ids = torch.tensor([[8.0 * args.size, 8.0 * args.size, 0, 0, 8.0 * args.size, 8.0 * args.size]])
-        inputs["added_cond_kwargs"] = {"text_embeds": normal(1280), "time_ids": time_ids.repeat(args.batch, 1).to(device)}
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": normal(1280),
+            "time_ids": time_ids.repeat(args.batch, 1).to(device),
+        }
     return inputs
 
 
@@ -124,13 +127,16 @@ def main():
             seconds[name].append(elapsed_s)
     _, projection_s = timed(lambda: ours.project_text(text), device)
 
-    print(f"{args.family}, {args.size}x{args.size} latents, batch {args.batch}, {dtype}, {device}, {torch.get_num_threads()} threads")
-    for name in calls:
-        median = statistics.median(seconds[name])
-        print(f"{name:5}  median {median:.4f} s of {[round(value, 4) for value in seconds[name]]}, peak {peaks[name] / MIB:.0f} MiB")
-    ratio = statistics.median(seconds["ours"]) / statistics.median(seconds["stock"])
+    where = f"{dtype}, {device}, {torch.get_num_threads()} threads"
+    print(f"{args.family}, {args.size}x{args.size} latents, batch {args.batch}, {where}")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, median in medians.items():
+        runs = ", ".join(f"{value:.4f}" for value in seconds[name])
+        print(f"{name:5}  median {median:.4f} s of {runs}; peak {peaks[name] / MIB:.0f} MiB")
     error = (outputs["ours"] - outputs["stock"]).abs().max() / outputs["stock"].abs().max()
-    print(f"ratio  {ratio:.3f} (text projected once per prompt, not counted: {projection_s:.4f} s)")
+    print(
+        f"ratio  {medians['ours'] / medians['stock']:.3f}; text, once per prompt and not counted: {projection_s:.4f} s"
+    )
     print(f"error  {error:.2e} = max|ours - stock| / max|stock|")
 
 

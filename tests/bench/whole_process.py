@@ -49,7 +49,18 @@ def commands(model: str, device: str, dtype: str, folder: Path) -> dict[str, lis
     common = [PROMPT, str(STEPS), str(GUIDANCE)]
     cli = Path(sys.executable).with_name("diffusers-cli")
     ours = [sys.executable, "-m", "sdcli", "generate", PROMPT, "--model", model, "--seed", "1", "--steps", str(STEPS)]
-    ours += ["-g", str(GUIDANCE), "-o", "ours.png", "--if-exists", "overwrite", "--device", device, "--precision", dtype]
+    ours += [
+        "-g",
+        str(GUIDANCE),
+        "-o",
+        "ours.png",
+        "--if-exists",
+        "overwrite",
+        "--device",
+        device,
+        "--precision",
+        dtype,
+    ]
     stock_cli = [str(cli), "run", "--model", model, "--prompt", PROMPT, "--seed", "1", "--device", device]
     stock_cli += ["--dtype", full, "--output", str(folder / "cli")]
     return {
@@ -73,10 +84,14 @@ def main() -> None:
         for _ in range(options.runs + 1):  # the first one warms the file cache
             for name, command in ways.items():
                 results[name].append(measure(command, folder))
-    medians = {name: [statistics.median(each) for each in zip(*rows[1:], strict=True)] for name, rows in results.items()}
+    medians = {
+        name: [statistics.median(each) for each in zip(*rows[1:], strict=True)] for name, rows in results.items()
+    }
     for name, (elapsed_s, peak_mib) in medians.items():
         time_ratio, memory_ratio = (ours / theirs for ours, theirs in zip(medians["sdcli"], medians[name], strict=True))
-        print(f"{name:18s} {elapsed_s:7.2f} s {peak_mib:8.0f} MiB   sdcli takes {time_ratio:.2f} of it, {memory_ratio:.2f} of its memory")
+        print(
+            f"{name:18s} {elapsed_s:7.2f} s {peak_mib:8.0f} MiB   sdcli takes {time_ratio:.2f} of it, {memory_ratio:.2f} of its memory"
+        )
 
 
 if __name__ == "__main__":

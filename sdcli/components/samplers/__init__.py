@@ -1,8 +1,8 @@
 """The table of samplers: name -> how to plan a trajectory, how to take one step, and the counterpart in diffusers.
 
-Each family has a file, where a step is a function of tensors that can be read alone: markov (ddpm, ddim), pndm, euler (euler,
-euler_a, lms), second_order (heun, dpm2, dpm2_a, dpmpp_sde), dpm_solver (dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde), unipc, deis,
-consistency (lcm, tcd).
+Each family has a file, where a step is a function of tensors that can be read alone: markov (ddpm, ddim), pndm,
+euler (euler, euler_a, lms), second_order (heun, dpm2, dpm2_a, dpmpp_sde), dpm_solver (dpmpp_2m, dpmpp_2m_sde,
+dpmpp_3m_sde), unipc, deis, consistency (lcm, tcd).
 """
 
 from functools import partial
@@ -28,6 +28,7 @@ SAMPLERS: dict[str, Sampler] = {
         make_plan=markov.plan_ddpm,
         step=markov.take_ddpm_step,
         takes_noise=markov.ddpm_takes_noise,
+        on_timesteps=True,
         clips=True,
         thresholds=True,
     ),
@@ -36,10 +37,11 @@ SAMPLERS: dict[str, Sampler] = {
         make_plan=markov.plan_ddim,
         step=markov.take_ddim_step,
         takes_noise=markov.ddim_takes_noise,
+        on_timesteps=True,
         clips=True,
         thresholds=True,
     ),
-    "pndm": Sampler(stock_class="PNDMScheduler", make_plan=pndm.plan_pndm, step=pndm.take_pndm_step),
+    "pndm": Sampler(stock_class="PNDMScheduler", make_plan=pndm.plan_pndm, step=pndm.take_pndm_step, on_timesteps=True),
     "lms": _exploding(
         stock_class="LMSDiscreteScheduler", make_plan=exploding_plan, step=euler.take_lms_step, sigma_schedules=True
     ),
@@ -112,6 +114,7 @@ SAMPLERS: dict[str, Sampler] = {
         make_plan=consistency.plan_consistency,
         step=consistency.take_lcm_step,
         takes_noise=consistency.lcm_takes_noise,
+        on_timesteps=True,
         clips=True,
         thresholds=True,
     ),
@@ -120,6 +123,7 @@ SAMPLERS: dict[str, Sampler] = {
         make_plan=consistency.plan_consistency,
         step=consistency.take_tcd_step,
         takes_noise=consistency.tcd_takes_noise,
+        on_timesteps=True,
     ),
 }
 

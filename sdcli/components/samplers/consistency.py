@@ -25,7 +25,15 @@ def boundary_weights(timestep: float, timestep_scaling: float) -> tuple[float, f
 
 
 def lcm_step(denoised: Tensor, alpha_bar_next: float, noise: Tensor | None) -> Tensor:
-    """Noise the denoised sample to the next level, or return it where there is no next: Luo et al. 2023, algorithm 3."""
+    """Noise the denoised sample to the next level, or return it where there is none.
+
+    Args:
+        denoised: (B, C, H, W).
+        alpha_bar_next: signal variance at the next level.
+        noise: standard normal; None at the last step.
+
+    Reference: Luo et al. 2023 (arXiv:2310.04378), algorithm 3.
+    """
     if noise is None:
         return denoised
     return alpha_bar_next**0.5 * denoised + (1 - alpha_bar_next) ** 0.5 * noise
@@ -63,9 +71,10 @@ def plan_consistency(alphas_cumprod: Tensor, num_inference_steps: int, config: A
         ValueError: more steps than the distillation had.
     """
     original_steps = config.original_inference_steps
-    if not 1 <= num_inference_steps <= original_steps <= config.num_train_timesteps:
+    if not 1 <= num_inference_steps <= original_steps:
         raise ValueError(
-            f"num_inference_steps must lie in [1, original_inference_steps = {original_steps}], got {num_inference_steps}"
+            f"num_inference_steps of {config.sampler} must lie in [1, {original_steps}], its original_inference_steps; "
+            f"got {num_inference_steps}"
         )
     stride = config.num_train_timesteps // original_steps
     distilled = np.arange(original_steps, 0, -1) * stride - 1

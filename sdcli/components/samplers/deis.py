@@ -1,7 +1,7 @@
 """DEIS in log-rho: integrate the polynomial in log rho through the latest noise predictions.
 
-rho is noise over signal (the sigma of this package); in y = x / alpha the ODE is dy/drho = noise(y), so a step is the integral
-of a polynomial in log rho over rho. Samples x are (B, C, H, W) of unit variance.
+rho is noise over signal (the sigma of this package); in y = x / alpha the ODE is dy/drho = noise(y), so a step is the
+integral of a polynomial in log rho over rho. Samples x are (B, C, H, W) of unit variance.
 
 Reference: Zhang & Chen 2023 (arXiv:2204.13902), eq. 15 and appendix H.
 """

@@ -15,7 +15,7 @@ from sdcli.components.samplers.plans import preserving_plan
 
 
 def half_log_snr(sigma: float) -> float:
-    """lambda = log(alpha / sigma); infinite where there is no noise."""
+    """Half the log SNR, lambda = log(alpha / sigma); infinite where there is no noise."""
     return -math.log(sigma) if sigma > 0 else math.inf
 
 
@@ -27,7 +27,7 @@ def dpmpp_step(
     noise: Tensor | None = None,
     solver_type: str = "midpoint",
 ) -> Tensor:
-    """Integrate the exponentially weighted polynomial through the latest predictions of x_0, from sigmas[0] to sigma_next.
+    """From sigmas[0] to sigma_next by integrating the polynomial through the latest predictions of x_0.
 
     With noise it solves the reverse SDE, without it the ODE; for the SDE the exponential decays twice as fast.
 
@@ -67,14 +67,21 @@ def dpmpp_step(
     older = (originals[1] - originals[2]) / second_ratio
     curvature = (first - older) / (first_ratio + second_ratio)
     tangent = first + first_ratio * curvature
-    bow = third_order_weight(decay, stochastic=noise is not None)
-    return moved + alpha_next * (1 - gain / decay) * tangent + alpha_next * bow * curvature
+    return moved + alpha_next * (1 - gain / decay) * tangent + alpha_next * curvature_weight(decay) * curvature
 
 
-def third_order_weight(decay: float, *, stochastic: bool) -> float:
-    """Weight of the second difference."""
-    weight = (-math.expm1(-decay) - decay) / decay**2
-    return weight - 0.5 if stochastic else weight + 0.5
+def curvature_weight(decay: float) -> float:
+    """Weight of the second difference in the third order: 1/2 - (d - 1 + e^-d) / d^2, which vanishes with the step.
+
+    diffusers 0.42 has -1/2 for the SDE: a weight of -1 however short the step, and a result less accurate than that of the
+    second order. The sampler of this name in k-diffusion has it as here.
+
+    Args:
+        decay: h for the ODE, 2h for the SDE.
+
+    Reference: Lu et al. 2022 (arXiv:2211.01095), appendix A, phi_3.
+    """
+    return 0.5 - (decay + math.expm1(-decay)) / decay**2
 
 
 def order_at(index: int, plan: Plan, config: Any, known: int) -> int:
@@ -100,7 +107,7 @@ def plan_dpmpp(alphas_cumprod: Tensor, num_inference_steps: int, config: Any) ->
 
 
 def take_dpmpp_step(moment: Moment) -> tuple[Tensor, tuple]:
-    """`dpmpp_step` for the scheduler, of the SDE if it drew noise; the memory is the latest predictions of x_0, newest first."""
+    """`dpmpp_step` for the scheduler, of the SDE if it drew noise; the memory is the predictions of x_0."""
     originals = (moment.pred_original_sample, *moment.memory)
     originals = originals[: moment.config.solver_order]
     order = order_at(moment.index, moment.plan, moment.config, len(originals))

@@ -20,7 +20,7 @@ def slope(sample: Tensor, pred_original_sample: Tensor, sigma: float) -> Tensor:
 
 
 def euler_step(sample: Tensor, pred_original_sample: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """Follow the slope straight to the next sigma: Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without line 6."""
+    """Follow the slope straight to the next sigma: Karras et al. 2022 (arXiv:2206.00364), alg. 1, lines 4 and 5."""
     return sample + slope(sample, pred_original_sample, sigma) * (sigma_next - sigma)
 
 
@@ -28,8 +28,8 @@ def ancestral_split(sigma: float, sigma_next: float) -> tuple[float, float]:
     """How far to go down by the ODE, and how much fresh noise brings the sample back up to sigma_next.
 
     Returns:
-        (sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_next^2; sigma_up^2 is the posterior variance, which is
-        that of Song et al. 2020 (arXiv:2010.02502), eq. 16 with eta = 1, in variance-exploding terms.
+        (sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_next^2; sigma_up^2 is the posterior variance, that
+        of Song et al. 2020 (arXiv:2010.02502), eq. 16 with eta = 1, in variance-exploding terms.
     """
     sigma_up = math.sqrt(max(sigma_next**2 * (sigma**2 - sigma_next**2), 0.0)) / sigma
     return math.sqrt(max(sigma_next**2 - sigma_up**2, 0.0)), sigma_up

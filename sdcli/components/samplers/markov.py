@@ -48,7 +48,7 @@ def reverse_variance(
 
     Args:
         variance_type: "fixed_large" is beta_t, "fixed_small" is beta-tilde_t (with "_log" the same numbers);
-            "learned" is the model's own; "learned_range" lies between the two, in their logarithms, where the model says.
+            "learned" is the model's own; "learned_range" lies between the two, in logarithms, where the model says.
         alpha_bar: signal variance left in the sample.
         alpha_bar_next: the same at the next level.
         predicted: the model's variance channels, (B, C, H, W); for "learned_range" -1 is the small end and 1 the large.

@@ -1,7 +1,7 @@
 """What passes between the scheduler and a sampler: the plan of a trajectory, and one moment of it.
 
-A call is one evaluation of the model followed by one `step`. Most samplers need one call to get from one noise level to the
-next; those of order 2 need two, and the levels in between are part of the plan.
+A call is one evaluation of the model followed by one `step`. Most samplers need one call to get from one noise level to
+the next; those of order 2 need two, and the levels in between are part of the plan.
 """
 
 import math
@@ -21,11 +21,12 @@ class Plan:
 
     Attributes:
         timesteps: what the model is told, one per call, falling; whole numbers where `whole` is set.
-        sigmas: noise over signal of the sample at each call, and after the last: one more than calls. May begin at infinity.
+        sigmas: noise over signal of the sample at each call, and after the last: one more than calls. The first may be
+            infinite.
         whole: the timesteps are indices into the training schedule, int64.
-        moves: for samplers that live on training timesteps, the pair (from, to) of each call; -1 is beyond the cleanest.
-        alphas_cumprod: for the same samplers, signal variance left after each training timestep, the last entry (index -1)
-            being that of the final level.
+        moves: for samplers on training timesteps, the pair (from, to) of each call; -1 is beyond the cleanest.
+        alphas_cumprod: for the same samplers, signal variance left after each training timestep, and last (index -1)
+            that of the final level.
     """
 
     timesteps: tuple[float, ...]
@@ -114,8 +115,9 @@ class Sampler:
         make_plan: (alphas_cumprod (T,), number of steps, configuration) to the plan of a trajectory.
         step: a moment to (next sample, memory for the next call). A pure function.
         takes_noise: (index, plan, eta) to whether that call needs fresh noise.
-        exploding: samples have the size of clean latents plus sigma times noise (variance exploding), and the model must be
-            shown them scaled; otherwise they keep unit variance.
+        exploding: samples are clean latents plus sigma times noise (variance exploding), and the model must be shown
+            them scaled; otherwise they keep unit variance.
+        on_timesteps: its levels are training timesteps, not sigmas.
         order: evaluations of the model per step.
         sigma_schedules: whether sigmas can be placed by karras, exponential and beta.
         clips: honours clip_sample.
@@ -129,6 +131,7 @@ class Sampler:
     step: Callable[[Moment], tuple[Tensor, tuple]]
     takes_noise: Callable[[int, Plan, float], bool] = never_noisy
     exploding: bool = False
+    on_timesteps: bool = False
     order: int = 1
     sigma_schedules: bool = False
     clips: bool = False

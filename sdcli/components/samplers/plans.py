@@ -95,7 +95,8 @@ def preserving_plan(
         alphas_cumprod: (T,).
         num_inference_steps: n.
         config: the scheduler's configuration.
-        final_sigma: "zero", "smallest" (that of timestep 0) or "repeat" (the last one again, unless the schedule is normal).
+        final_sigma: "zero", "smallest" (that of timestep 0) or "repeat" (as "smallest" for the normal schedule, else
+            the last one again).
         keep_cosine_fractions: with the cosine noise schedule cut karras timesteps down, instead of rounding them.
     """
     training = training_sigmas(alphas_cumprod)

@@ -1,7 +1,7 @@
 """PNDM: pseudo linear multistep, with or without a pseudo Runge-Kutta start.
 
-"Pseudo" because the slopes are the model's outputs, combined as in classical solvers, but the step along the combined slope
-is the exact transfer of a constant noise prediction. Samples are (B, C, H, W) of unit variance.
+"Pseudo" because the slopes are the model's outputs, combined as in classical solvers, but the step along the combined
+slope is the exact transfer of a constant noise prediction. Samples are (B, C, H, W) of unit variance.
 
 Reference: Liu et al. 2022 (arXiv:2202.09778).
 """

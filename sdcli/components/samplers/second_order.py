@@ -1,8 +1,8 @@
 """Heun, DPM-2 and DPM-Solver++ SDE as Karras et al. have them: two evaluations of the model for each step.
 
 A step from sigma to sigma_next is two calls: one that goes somewhere to look (to sigma_next itself, or to a sigma in
-between), and one that goes back and takes the step with what was seen there. The last step, to 0, is one call of Euler. The
-calls at even indices begin a step. Samples are (B, C, H, W) and variance exploding; sigmas are numbers, falling.
+between), and one that goes back and takes the step with what was seen there. The last step, to 0, is one call of Euler.
+The calls at even indices begin a step. Samples are (B, C, H, W) and variance exploding; sigmas are numbers, falling.
 """
 
 import math
@@ -19,7 +19,7 @@ from sdcli.components.samplers.spacing import timesteps_of
 
 
 def heun_step(sample: Tensor, first_slope: Tensor, second_slope: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """From sigma to sigma_next by the mean of the slopes at both ends: Karras et al. 2022 (arXiv:2206.00364), alg. 1."""
+    """To sigma_next by the mean of the slopes at both ends: Karras et al. 2022 (arXiv:2206.00364), alg. 1, line 8."""
     return sample + (first_slope + second_slope) / 2 * (sigma_next - sigma)
 
 

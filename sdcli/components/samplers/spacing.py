@@ -1,7 +1,7 @@
 """Which noise levels a trajectory visits: timesteps among the training steps, and sigmas between two extremes.
 
-n inference steps, T training steps. sigma is noise over signal. Everything here is a short numpy array in float64, noisiest
-first, made once per trajectory.
+n inference steps, T training steps. sigma is noise over signal. Everything here is a short numpy array in float64,
+noisiest first, made once per trajectory.
 """
 
 import math
@@ -24,12 +24,12 @@ def spaced_timesteps(
     """Spread n inference steps over T training steps.
 
     Args:
-        spacing: "leading" (the first of each of n equal blocks, plus the offset), "trailing" (the last of each block) or
+        spacing: "leading" (the first of each of n equal blocks, plus the offset), "trailing" (the last of each) or
             "linspace" (from T - 1 to 0 evenly, in general not whole numbers).
         num_inference_steps: n, in [1, T].
         num_train_timesteps: T.
         steps_offset: added to "leading" timesteps only.
-        clean_end: whether the cleanest timestep may be visited; if not, "leading" and "linspace" spread n + 1 and drop it.
+        clean_end: whether the cleanest timestep is visited; if not, "leading" and "linspace" spread n + 1 and drop it.
         noisiest: how many of the training steps may be used, from the clean end; T if not given.
 
     Returns:

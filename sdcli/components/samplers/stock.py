@@ -7,9 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import __version__
+from torch import Tensor
 
 from sdcli.components.samplers import SAMPLERS
+from sdcli.components.samplers.plans import SMALLEST_SIGNAL
 
 CLASS_NAME = "Scheduler"
 NO_LIMIT = -math.inf
@@ -203,7 +206,7 @@ def constructor_arguments(
     ours = class_name == CLASS_NAME or "sampler" in given
     if ours:
         own_sampler = given["sampler"]
-    elif class_name is None and sampler is not None or class_name in OTHER_CLASSES and sampler is not None:
+    elif sampler is not None and (class_name is None or class_name in OTHER_CLASSES):
         own_sampler = sampler
     else:
         own_sampler = sampler_of(str(class_name), given)
@@ -218,21 +221,25 @@ def constructor_arguments(
     asked = given.get("sigma_schedule", "normal") if ours else sigma_schedule_of(given)
     # A stock class that has no sigma schedules ignores the keys; one that is asked for by name is never ignored.
     arguments["sigma_schedule"] = sigma_schedule or (asked if SAMPLERS[name].sigma_schedules else "normal")
-    if sampler is not None and (
-        sampler in _ALGORITHM_OF or sampler != own_sampler and not SAMPLERS[name].solver_orders
-    ):
-        arguments["solver_order"] = None  # the name says the order
+    if sampler in _ALGORITHM_OF:
+        arguments["solver_order"] = None  # the name that was asked for says the order
     if arguments["solver_type"] not in SAMPLERS[name].solver_types and arguments["solver_type"] in _ALL_SOLVER_TYPES:
         arguments["solver_type"] = None  # that of another family, which diffusers also replaces
     return arguments, sorted(set(defaults) - set(given))
 
 
-def stock_config(config: Mapping[str, Any], betas: list[float]) -> dict[str, Any]:
+def finite_betas(alphas_cumprod: Tensor) -> list[float]:
+    """Betas of a noise schedule, leaving a little signal at its end where it leaves none."""
+    signal = alphas_cumprod.double().clamp(min=SMALLEST_SIGNAL)
+    return (1 - torch.cat([signal[:1], signal[1:] / signal[:-1]])).tolist()
+
+
+def stock_config(config: Mapping[str, Any], alphas_cumprod: Tensor) -> dict[str, Any]:
     """What a scheduler_config.json of the stock class would say to sample like a scheduler of ours.
 
     Args:
         config: ours, complete.
-        betas: the noise schedule itself, written out where the stock class has no name for it.
+        alphas_cumprod: the noise schedule, which is written out where the stock class has no name for it.
     """
     sampler = config["sampler"]
     key = family(sampler)
@@ -249,7 +256,11 @@ def stock_config(config: Mapping[str, Any], betas: list[float]) -> dict[str, Any
     nameless_betas = config["beta_schedule"] == "sigmoid" and sampler != "ddpm"
     nameless_rescale = config["rescale_betas_zero_snr"] and "rescale_betas_zero_snr" not in STOCK_KEYS[key]
     if nameless_betas or nameless_rescale:
-        translated |= {"trained_betas": betas, "beta_schedule": "linear", "rescale_betas_zero_snr": False}
+        translated |= {
+            "trained_betas": finite_betas(alphas_cumprod),
+            "beta_schedule": "linear",
+            "rescale_betas_zero_snr": False,
+        }
     values = {name: translated.get(name, config.get(name)) for name in STOCK_KEYS[key]}
     return {
         "_class_name": SAMPLERS[sampler].stock_class,
