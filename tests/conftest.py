@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -135,3 +136,76 @@ def tiny_model(tiny_folder) -> ModelSpec:
 def tiny_pipeline(tiny_model) -> SdPipeline:
     """Ours, from the folder that stock wrote."""
     return load_pipeline(tiny_model, ON_CPU)
+
+
+SQUARES = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
+TINY_ARCHITECTURE = """
+[tokenizer]
+vocab_size = 600
+model_max_length = 16
+[vae]
+down_block_types = ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"]
+up_block_types = ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]
+block_out_channels = [8, 8, 16]
+norm_num_groups = 4
+sample_size = 32
+[text_encoder]
+vocab_size = 600
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+max_position_embeddings = 16
+projection_dim = 16
+bos_token_id = 598
+eos_token_id = 599
+pad_token_id = 599
+[image_encoder]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+image_size = 32
+patch_size = 8
+projection_dim = 16
+[unet]
+sample_size = 8
+in_channels = 4
+out_channels = 4
+block_out_channels = [16, 32]
+layers_per_block = 1
+down_block_types = ["DownBlock2D", "CrossAttnDownBlock2D"]
+up_block_types = ["CrossAttnUpBlock2D", "UpBlock2D"]
+cross_attention_dim = 32
+attention_head_dim = 2
+norm_num_groups = 8
+[scheduler]
+_class_name = "DDIMScheduler"
+beta_start = 0.00085
+beta_end = 0.012
+beta_schedule = "scaled_linear"
+prediction_type = "v_prediction"
+timestep_spacing = "trailing"
+"""
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory) -> Path:
+    """Four coloured squares on white, with two captions each."""
+    folder = tmp_path_factory.mktemp("squares")
+    rows = []
+    for name, colour in SQUARES.items():
+        image = Image.new("RGB", (32, 32), "white")
+        image.paste(colour, (8, 8, 24, 24))
+        image.save(folder / f"{name}.png")
+        rows.append({"file_name": f"{name}.png", "text": f"a {name} square", "captions": [f"{name} square"]})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def architecture(tmp_path_factory) -> Path:
+    """A file for `--config`: every part, as small as it can be."""
+    path = tmp_path_factory.mktemp("architecture") / "tiny.toml"
+    path.write_text(TINY_ARCHITECTURE)
+    return path

@@ -128,6 +128,18 @@ def test_a_truncated_picture_is_refused(photo, share, file_format):
         load_image(content[: int(len(content) * share)], "photo")
 
 
+@pytest.mark.parametrize(("place", "value"), [(36, 2), (11, 5)])
+def test_a_png_with_a_wrong_length_is_refused(photo, tmp_path, place, value):
+    """PIL raises SyntaxError for a chunk of data and ValueError for the header; a user sees neither."""
+    content = bytearray(content_of(photo))
+    content[place] = value
+    with pytest.raises(SdcliError, match="damaged"):
+        load_image(bytes(content))
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(SdcliError, match="damaged"):
+        read_text(tmp_path / "a.png")
+
+
 def test_missing_files_and_folders_are_refused(tmp_path):
     """With the path."""
     with pytest.raises(SdcliError, match="there is no file .*none.png"):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from safetensors.torch import load_file
 
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
@@ -17,77 +16,6 @@ from sdcli.training.loop import train
 from sdcli.training.settings import TrainSettings, resumed
 from sdcli.training.state import Ema, RunFolder
 from sdcli.training.tokenizer import train_tokenizer
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
-ARCHITECTURE = """
-[tokenizer]
-vocab_size = 600
-model_max_length = 16
-[vae]
-down_block_types = ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"]
-up_block_types = ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]
-block_out_channels = [8, 8, 16]
-norm_num_groups = 4
-sample_size = 32
-[text_encoder]
-vocab_size = 600
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 1
-num_attention_heads = 2
-max_position_embeddings = 16
-projection_dim = 16
-bos_token_id = 598
-eos_token_id = 599
-pad_token_id = 599
-[image_encoder]
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 1
-num_attention_heads = 2
-image_size = 32
-patch_size = 8
-projection_dim = 16
-[unet]
-sample_size = 8
-in_channels = 4
-out_channels = 4
-block_out_channels = [16, 32]
-layers_per_block = 1
-down_block_types = ["DownBlock2D", "CrossAttnDownBlock2D"]
-up_block_types = ["CrossAttnUpBlock2D", "UpBlock2D"]
-cross_attention_dim = 32
-attention_head_dim = 2
-norm_num_groups = 8
-[scheduler]
-_class_name = "DDIMScheduler"
-beta_start = 0.00085
-beta_end = 0.012
-beta_schedule = "scaled_linear"
-prediction_type = "v_prediction"
-timestep_spacing = "trailing"
-"""
-
-
-@pytest.fixture(scope="session")
-def squares(tmp_path_factory) -> Path:
-    """Four coloured squares on white, with two captions each."""
-    folder = tmp_path_factory.mktemp("squares")
-    rows = []
-    for name, colour in COLOURS.items():
-        image = Image.new("RGB", (32, 32), "white")
-        image.paste(colour, (8, 8, 24, 24))
-        image.save(folder / f"{name}.png")
-        rows.append({"file_name": f"{name}.png", "text": f"a {name} square", "captions": [f"{name} square"]})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def architecture(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("architecture") / "tiny.toml"
-    path.write_text(ARCHITECTURE)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -233,8 +161,8 @@ def test_only_a_run_s_length_and_its_reports_may_change_on_resume(tmp_path):
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "--learning-rate must be a positive number"),
         ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
-        ({"part": "unit"}, "--part must be one of vae, clip, unet, got 'unit'"),
-        ({"ema": 1.0}, r"--ema must lie in \[0, 1\), got 1.0"),
+        ({"part": "unit"}, "--part knows no 'unit'"),
+        ({"ema": 1.0}, "--ema must be from 0 to 0.999999, got 1.0"),
         ({"config": None}, "nothing to train"),
     ],
 )
@@ -252,7 +180,7 @@ def test_an_epoch_shows_every_picture_once(squares):
 
 
 def test_the_average_follows_the_weights_and_gives_them_back():
-    """With decay 0.5 the average moves half-way; while it is applied the module has it, and after that its own again."""
+    """With decay 0.5 the average moves half-way; while applied the module has it, then its own again."""
     weight = torch.nn.Parameter(torch.zeros(2))
     ema = Ema([weight], decay=0.5)
     with torch.no_grad():

@@ -156,12 +156,14 @@ def test_every_family_equals_stock(family):
 
 
 @pytest.mark.parametrize("model", FULL_SIZE)
-def test_at_full_size_names_and_shapes_of_the_weights_are_stocks(model):
-    """The published models' configurations give the published models' weights (built without memory)."""
+def test_at_full_size_weights_and_norms_are_stocks(model):
+    """Published configurations give published names and shapes, and norms with the same eps (built without memory)."""
     with torch.device("meta"):
-        networks = UNet2DConditionModel(**FULL_SIZE[model]), UNet(**FULL_SIZE[model])
-    stock, ours = ({name: weight.shape for name, weight in network.state_dict().items()} for network in networks)
-    assert ours == stock
+        stock, ours = UNet2DConditionModel(**FULL_SIZE[model]), UNet(**FULL_SIZE[model])
+    shapes = [{name: weight.shape for name, weight in network.state_dict().items()} for network in (stock, ours)]
+    eps = [{name: part.eps for name, part in net.named_modules() if hasattr(part, "eps")} for net in (stock, ours)]
+    assert shapes[0] == shapes[1]
+    assert eps[0] == eps[1]
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 7), (16, 11), (4, 5)])

@@ -166,7 +166,7 @@ class BarReporter(Reporter):
             TimeRemainingColumn(),
         )
         # Results go to stdout themselves: Rich would send them to the bar's stream.
-        quiet = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+        quiet = {"transient": True, "redirect_stdout": False, "redirect_stderr": False, "refresh_per_second": 4}
         self.bar = Progress(*columns, console=Console(stderr=True), **quiet)
         self.task = self.bar.add_task("loading", total=None, rate="")
         self.bar.start()

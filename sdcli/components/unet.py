@@ -150,7 +150,7 @@ class UNet(ModelMixin, ConfigMixin):
         if kind == "text":
             return partial(
                 SpatialTransformer,
-                heads=per_level(config.attention_head_dim, levels)[level],
+                heads=per_level(config.attention_head_dim, levels)[level],  # misnamed, see above
                 text_channels=config.cross_attention_dim,
                 layers=per_level(config.transformer_layers_per_block, levels)[level],
                 groups=config.norm_num_groups,

@@ -20,6 +20,7 @@ BUILT_BY = {
     "unet": ("unet", "scheduler"),
 }
 NEEDED_BY = {"vae": (), "clip": (), "unet": ("vae", "tokenizer", "text_encoder")}
+FORM = "sdcli/training/architectures/emoji.toml shows the form; the keys are those of the stock config.json"
 SECTIONS = tuple(section for sections in BUILT_BY.values() for section in sections)
 
 
@@ -41,15 +42,15 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
     Raises:
         SdcliError: a component that the part needs is in neither of them.
     """
+    architecture = find_architecture(settings.config, SECTIONS) if settings.config is not None else None
     model = Model({})
     if settings.model is not None:
-        whole_clip = settings.part == "clip" and settings.config is None
-        model = load_model(find_model(settings.model).folder, whole_clip)
+        model = load_model(find_model(settings.model).folder, whole_clip=settings.part == "clip" and not architecture)
     require(
         model, NEEDED_BY[settings.part], settings, "train it first by --part vae or clip, and give that run by --model"
     )
-    if settings.config is not None:
-        built, clip = build_part(settings.part, find_architecture(settings.config, SECTIONS), captions)
+    if architecture is not None:
+        built, clip = build_part(settings.part, architecture, captions)
         model = Model(model.components | built, clip)
     require(model, BUILT_BY[settings.part], settings, "give its architecture by --config, such as --config emoji")
     if settings.part == "unet" and settings.prediction_type is not None:
@@ -73,7 +74,8 @@ def require(model: Model, names: tuple[str, ...], settings: TrainSettings, hint:
     """Raise SdcliError where the model lacks one of the components."""
     for name in names:
         if model.components.get(name) is None:
-            raise SdcliError(f"--part {settings.part} needs a {name}, and {settings.model} has none", hint=hint)
+            where = "no --model is given" if settings.model is None else f"{settings.model} has none"
+            raise SdcliError(f"--part {settings.part} needs a {name}, and {where}", hint=hint)
 
 
 def build_part(part: str, architecture: dict[str, dict], captions: Iterable[str]) -> tuple[dict, CLIP | None]:
@@ -84,7 +86,7 @@ def build_part(part: str, architecture: dict[str, dict], captions: Iterable[str]
     """
     missing = [section for section in BUILT_BY[part] if section not in architecture]
     if missing:
-        raise SdcliError(f"the architecture has no section [{missing[0]}], which --part {part} builds")
+        raise SdcliError(f"the architecture has no [{missing[0]}], which --part {part} builds", hint=FORM)
     try:
         if part == "vae":
             return {"vae": VAE(**architecture["vae"])}, None
@@ -95,6 +97,6 @@ def build_part(part: str, architecture: dict[str, dict], captions: Iterable[str]
         clip = CLIP(text_config, vision_config, projection_dim=vision_config["projection_dim"])
         tokenizer = train_tokenizer(captions, **architecture["tokenizer"])
     except (TypeError, ValueError, KeyError) as error:
-        raise SdcliError(f"the architecture of --part {part} cannot be built: {error}") from error
+        raise SdcliError(f"the architecture of --part {part} cannot be built: {error}", hint=FORM) from error
     text_encoder, image_encoder = clip.towers()
     return {"tokenizer": tokenizer, "text_encoder": text_encoder, "image_encoder": image_encoder}, clip

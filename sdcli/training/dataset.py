@@ -15,6 +15,7 @@ from sdcli.images import SUFFIXES, Image, fit_square, load_image, to_pixel_value
 KEPT_BYTES = 2 * 2**30  # pictures that stay in memory once decoded
 METADATA = "metadata.jsonl"
 LAYOUTS = f'{METADATA} with "file_name" and "text" or "captions" a line, or x.png beside x.txt'
+MISSING = "copy the picture there, or take the line out"
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,17 @@ def read_metadata(metadata: Path, need_captions: bool) -> Iterator[Example]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise SdcliError(f"{place} is not JSON: {error}") from error
+            raise SdcliError(f"{place} is not JSON: {error}", hint=f"expected {LAYOUTS}") from error
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise SdcliError(f'{place} has no "file_name"', hint=f"expected {LAYOUTS}")
         path = (root / row["file_name"]).resolve()
         if not path.is_relative_to(root):
-            raise SdcliError(f"{place} leaves the folder: {row['file_name']}")
+            raise SdcliError(f"{place} leaves the folder: {row['file_name']}", hint="pictures lie in or below it")
         if not path.is_file():
-            raise SdcliError(f"{place} names a picture that is not there: {row['file_name']}")
+            raise SdcliError(f"{place} names a picture that is not there: {row['file_name']}", hint=MISSING)
         captions = [row[key] for key in ("text",) if key in row] + list(row.get("captions", []))
         if not all(isinstance(caption, str) for caption in captions):
-            raise SdcliError(f"{place} has a caption that is no text")
+            raise SdcliError(f"{place} has a caption that is no text", hint=f"expected {LAYOUTS}")
         yield example(path, captions, need_captions, place)
 
 

@@ -1,12 +1,29 @@
 """What a training run is told, complete and saved with it."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from sdcli.errors import SdcliError
+from sdcli.settings import LARGEST_SEED, check_choice, check_range, check_size
 
 PARTS = ("vae", "clip", "unet")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
+NEARLY_ONE = 0.999999
+RANGES = (  # of settings that are numbers: name, least, most
+    ("steps", 1, math.inf),
+    ("batch_size", 1, math.inf),
+    ("sample_every", 1, math.inf),
+    ("checkpoint_every", 1, math.inf),
+    ("keep", 1, math.inf),
+    ("warmup", 0, math.inf),
+    ("weight_decay", 0, math.inf),
+    ("kl_weight", 0, math.inf),
+    ("seed", 0, LARGEST_SEED),
+    ("ema", 0, NEARLY_ONE),
+    ("caption_dropout", 0, 1),
+)
 MAY_CHANGE_ON_RESUME = ("steps", "sample_every", "sample_prompts", "checkpoint_every", "keep", "device")
 
 
@@ -42,37 +59,23 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample_prompts", tuple(self.sample_prompts))
-        self._among("part", PARTS)
-        self._among("save_precision", ("fp32", "fp16", "bf16"))
-        if self.prediction_type is not None:
-            self._among("prediction_type", PREDICTION_TYPES)
-        for name in ("steps", "batch_size", "sample_every", "checkpoint_every", "keep"):
-            self._at_least(name, 1)
-        for name in ("warmup", "weight_decay", "kl_weight", "seed"):
-            self._at_least(name, 0)
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SdcliError(f"--{flag(name)} must be a positive number, got {getattr(self, name)}")
-        for name in ("ema", "caption_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SdcliError(f"--{flag(name)} must lie in [0, 1), got {getattr(self, name)}")
-        if self.snr_gamma is not None and not self.snr_gamma > 0:
-            raise SdcliError(f"--snr-gamma must be positive, got {self.snr_gamma}", hint="5 is the paper's choice")
+        check_choice("--part", self.part, PARTS)
+        check_choice("--save-precision", self.save_precision, SAVE_PRECISIONS)
+        check_choice("--prediction-type", self.prediction_type, PREDICTION_TYPES)
+        for name, least, most in RANGES:
+            check_range(f"--{flag(name)}", getattr(self, name), least, most)
+        for name in ("learning_rate", "max_grad_norm", "snr_gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                hint = f"{getattr(TrainSettings, name) or 5} is usual"
+                raise SdcliError(f"--{flag(name)} must be a positive number, got {value}", hint=hint)
         if self.resolution is not None:
-            self._at_least("resolution", 8)
+            check_size("--resolution", self.resolution)
         if self.model is None and self.config is None:
             raise SdcliError(
                 "nothing to train: neither --model nor --config is given",
                 hint="--model NAME fine-tunes a model; --config emoji trains that architecture from scratch",
             )
-
-    def _among(self, name: str, allowed: tuple[str, ...]) -> None:
-        if getattr(self, name) not in allowed:
-            raise SdcliError(f"--{flag(name)} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-
-    def _at_least(self, name: str, least: int) -> None:
-        if getattr(self, name) < least:
-            raise SdcliError(f"--{flag(name)} must be at least {least}, got {getattr(self, name)}")
 
 
 def flag(name: str) -> str:

@@ -94,7 +94,7 @@ class RunFolder:
         except FileNotFoundError:
             raise SdcliError(f"no run to resume in {self.path}", hint="leave out --resume to start one") from None
         except (json.JSONDecodeError, TypeError) as error:
-            raise SdcliError(f"{path} cannot be read: {error}") from error
+            raise SdcliError(f"{path} cannot be read: {error}", hint="was it changed by hand?") from error
 
     def write_settings(self, settings: TrainSettings) -> None:
         """Save the settings beside the run that they make."""

@@ -73,8 +73,8 @@ def dpmpp_step(
 def curvature_weight(decay: float) -> float:
     """Weight of the second difference in the third order: 1/2 - (d - 1 + e^-d) / d^2, which vanishes with the step.
 
-    diffusers 0.42 has -1/2 for the SDE: a weight of -1 however short the step, and a result less accurate than that of the
-    second order. The sampler of this name in k-diffusion has it as here.
+    diffusers 0.42 has -1/2 for the SDE: a weight of -1 however short the step, and a result less accurate than that of
+    the second order. The sampler of this name in k-diffusion has it as here.
 
     Args:
         decay: h for the ODE, 2h for the SDE.

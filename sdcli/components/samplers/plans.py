@@ -16,9 +16,14 @@ from sdcli.components.schedule import noise_to_signal
 SMALLEST_SIGNAL = 2.0**-24
 
 
+def with_some_signal(alphas_cumprod: Tensor) -> Tensor:
+    """The same noise schedule, (T,), with a little signal where it has none."""
+    return alphas_cumprod.masked_fill(alphas_cumprod == 0, SMALLEST_SIGNAL)
+
+
 def training_sigmas(alphas_cumprod: Tensor) -> np.ndarray:
     """Noise over signal at every training timestep, (T,), rising and finite."""
-    return noise_to_signal(alphas_cumprod.clamp(min=SMALLEST_SIGNAL)).numpy()
+    return noise_to_signal(with_some_signal(alphas_cumprod)).numpy()
 
 
 def whole_timesteps(num_inference_steps: int, config: Any) -> list[int]:

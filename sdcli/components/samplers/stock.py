@@ -12,7 +12,7 @@ from diffusers import __version__
 from torch import Tensor
 
 from sdcli.components.samplers import SAMPLERS
-from sdcli.components.samplers.plans import SMALLEST_SIGNAL
+from sdcli.components.samplers.plans import with_some_signal
 
 CLASS_NAME = "Scheduler"
 NO_LIMIT = -math.inf
@@ -230,7 +230,7 @@ def constructor_arguments(
 
 def finite_betas(alphas_cumprod: Tensor) -> list[float]:
     """Betas of a noise schedule, leaving a little signal at its end where it leaves none."""
-    signal = alphas_cumprod.double().clamp(min=SMALLEST_SIGNAL)
+    signal = with_some_signal(alphas_cumprod).double()
     return (1 - torch.cat([signal[:1], signal[1:] / signal[:-1]])).tolist()
 
 
