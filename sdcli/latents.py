@@ -5,6 +5,7 @@ N pictures in a file, C latent channels, H W rows and columns of pixels, h w of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -44,7 +45,15 @@ class LatentsFile:
         """
         stream = BytesIO(content)
         stream.name = name  # what an error calls it
-        return cls(*load_latents(stream))
+        latents, metadata = load_latents(stream)
+        try:
+            usable = 0 < float(metadata["scaling_factor"]) < math.inf
+        except ValueError:
+            usable = False
+        if not usable:
+            message = f"{name}: scaling_factor is {metadata['scaling_factor']!r}, no positive number"
+            raise SdcliError(message, hint="encode the picture again with `sdcli encode`")
+        return cls(latents, metadata)
 
     def to_bytes(self) -> bytes:
         """The content of a file of our own form."""

@@ -103,6 +103,8 @@ def plan_pictures(
     steps_paths: list[Path] | list[None] = [None] * len(paths)
     if where.save_steps is not None:
         steps_paths = name_steps(where.save_steps, fields)
+    if both := set(paths).intersection(steps_paths):
+        raise SdcliError(f"--output and --save-steps would both be {both.pop()}", hint="try --save-steps steps.gif")
     done = already_there(paths, where.if_exists)
     already_there([path for path, skip in zip(steps_paths, done, strict=True) if path and not skip], where.if_exists)
     check_writable([path for path in (*paths, *steps_paths) if path])
@@ -241,10 +243,10 @@ def write_result(content: bytes, path: Path, if_exists: str) -> Path:
     Args:
         content: of the file.
         path: where it is to go.
-        if_exists: what to do if a file has appeared there meanwhile.
+        if_exists: what to do if a file has appeared there meanwhile; with `skip`, that one stays.
 
     Raises:
-        SdcliError: it cannot be written, or a file has appeared there.
+        SdcliError: it cannot be written, or a file has appeared there and that is an error.
     """
     if if_exists == "overwrite":
         write_whole(content, path)
@@ -255,6 +257,8 @@ def write_result(content: bytes, path: Path, if_exists: str) -> Path:
             write_whole(content, free, replace=False)
             return free
         except FileExistsError as error:
+            if if_exists == "skip":
+                return path
             if if_exists != "number":
                 raise SdcliError(f"{path} has appeared meanwhile", hint="add --if-exists number") from error
             free = free_path(path)

@@ -53,6 +53,14 @@ def check_choice(flag: str, value: str | None, known: tuple[str, ...]) -> None:
         raise SdcliError(f"{flag} knows no {value!r}", hint=did_you_mean(value, known))
 
 
+def check_text(flag: str, text: str) -> None:
+    """Refuse bytes that are no text, which a shell can pass on, and no file of text can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SdcliError(f"{flag} is not UTF-8: {text!r}", hint="check the encoding of the script or file") from error
+
+
 def check_size(flag: str, pixels: int) -> None:
     """Refuse a side that the VAE cannot divide; sizes are never rounded."""
     if pixels >= SIZE_MULTIPLE and pixels % SIZE_MULTIPLE == 0:
@@ -135,6 +143,8 @@ class GenerateSettings:
     clip_skip: int = 0
 
     def __post_init__(self) -> None:
+        check_text("prompt", self.prompt)
+        check_text("--negative-prompt", self.negative_prompt)
         check_size("--width", self.width)
         check_size("--height", self.height)
         check_steps("--steps", self.num_inference_steps)

@@ -304,6 +304,15 @@ def test_defaults_are_the_models_own_unless_given(sdcli_run, tmp_path, tiny_fold
     assert (about["sampler"], about["schedule"]) == ("ddim", "normal")
 
 
+def test_half_precision_works_on_the_cpu(sdcli_run):
+    """bf16, for a picture, latents and back; the file says so."""
+    half = ("-m", "TINY", "--precision", "bf16")
+    assert sdcli_run("generate", "a cat", "-s", "1", "-o", "a.png", *QUICK, *half).code == 0
+    assert json.loads(sdcli_run("info", "a.png", "--json").out)["sdcli"]["precision"] == "bf16"
+    assert sdcli_run("encode", "a.png", "-o", "a.safetensors", *half).code == 0
+    assert sdcli_run("decode", "a.safetensors", "-o", "b.png", *half).code == 0
+
+
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 def test_every_sampler_makes_a_picture(sdcli_run, sampler):
     """None needs more than its name."""
@@ -475,6 +484,7 @@ def test_a_strip_goes_from_clean_to_noise(sdcli_run, photo):
         ("decode none.safetensors -o a.png", "there is no file none.safetensors", "path"),
         ("decode empty.png -o a.png", "empty.png is empty", "again"),
         ("decode cut.safetensors -o a.png", "cut.safetensors is ", "again"),
+        ("decode scale.safetensors -o a.png", "scaling_factor is 'big', no positive number", "again"),
         ("decode clean.safetensors -o photo.png", "photo.png is already there", "--if-exists"),
         ("decode clean.safetensors -o a", "--output a: the name has no suffix", "a.png"),
         ("add-noise photo.png -o a.png", "needs one of --timestep and --strip", "-t 500"),
@@ -492,7 +502,7 @@ def test_a_strip_goes_from_clean_to_noise(sdcli_run, photo):
         ("info cut.safetensors", "cut.safetensors is ", "again"),
     ],
 )
-def test_bad_files_are_told(sdcli_run, photo, tmp_path, command, message, hint):
+def test_bad_files_are_told(sdcli_run, photo, tmp_path, tiny_folder, command, message, hint):
     """One error, one hint, exit code 1, nothing written."""
     sdcli_run("encode", "photo.png", "-m", "TINY", "-o", "clean.safetensors")
     sdcli_run("add-noise", "clean.safetensors", "-t", "500", "-s", "1", "-o", "noisy.safetensors")
@@ -504,6 +514,8 @@ def test_bad_files_are_told(sdcli_run, photo, tmp_path, command, message, hint):
         "cut.safetensors": (tmp_path / "clean.safetensors").read_bytes()[:200],
     }.items():
         (tmp_path / name).write_bytes(content)
+    metadata = {"scaling_factor": "big", "model": str(tiny_folder)}
+    save_file(load_file("clean.safetensors"), "scale.safetensors", metadata=metadata)
     before = files_in(tmp_path)
     words = command.split()
     model = ("-m", "TINY") if words[0] == "encode" else ()

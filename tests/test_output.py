@@ -111,6 +111,8 @@ def test_steps_go_to_a_strip_or_an_animation():
     assert [str(picture.steps_path) for picture in to_make] == ["s0.gif", "s1.gif"]
     with pytest.raises(SdcliError, match=r"must end in .png or .gif"):
         paths_of("a", output="a.png", save_steps="steps.jpg")
+    with pytest.raises(SdcliError, match="would both be a.png"):
+        paths_of("a", output="a.png", save_steps="a.png")
 
 
 @pytest.mark.parametrize(
@@ -179,11 +181,11 @@ def test_numbers_count_from_one(empty_folder):
 
 
 def test_a_file_that_appears_meanwhile_is_not_lost(empty_folder):
-    """Another process was faster: an error, a number, or replaced, as told."""
+    """Another process was faster: an error, kept, numbered or replaced, as told."""
     (empty_folder / "a.png").write_bytes(b"theirs")
-    for if_exists in ("error", "skip"):
-        with pytest.raises(SdcliError, match="appeared meanwhile"):
-            write_result(b"ours", Path("a.png"), if_exists)
+    with pytest.raises(SdcliError, match="appeared meanwhile"):
+        write_result(b"ours", Path("a.png"), "error")
+    assert write_result(b"ours", Path("a.png"), "skip") == Path("a.png")
     assert write_result(b"ours", Path("a.png"), "number") == Path("a-1.png")
     assert (empty_folder / "a.png").read_bytes() == b"theirs"
     assert write_result(b"ours", Path("a.png"), "overwrite").read_bytes() == b"ours"

@@ -185,7 +185,7 @@ def test_velocity_is_the_derivative_along_the_circle_from_signal_to_noise():
 
 
 def test_the_score_is_the_gradient_of_the_log_density():
-    """Of log N(x_t; sqrt(alpha-bar) x_0, 1 - alpha-bar), where the noise is the true one: -noise / sqrt(1 - alpha-bar)."""
+    """Of log N(x_t; sqrt(alpha-bar) x_0, 1 - alpha-bar) at the true noise: -noise / sqrt(1 - alpha-bar)."""
     latents, noise = random_latents(2, 1, 4, 8, 8).double()
     alpha_bar = 0.3
     noisy = (alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise).requires_grad_()
@@ -195,7 +195,7 @@ def test_the_score_is_the_gradient_of_the_log_density():
 
 
 def test_the_posterior_is_bayes_rule():
-    """q(x_{t-1} given x_t, x_0) is the product of q(x_t given x_{t-1}) and q(x_{t-1} given x_0), as densities of x_{t-1}.
+    """q(x_{t-1} given x_t, x_0) is q(x_t given x_{t-1}) times q(x_{t-1} given x_0), as densities of x_{t-1}.
 
     Two Gaussians multiplied: precisions add, and the mean is the precision-weighted one.
     """

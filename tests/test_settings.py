@@ -48,6 +48,8 @@ def test_good_settings_are_taken_as_they_are():
         ({"guidance_scale": math.nan}, "--guidance-scale must be at least 1, got nan", "1 switches guidance off"),
         ({"guidance_scale": math.inf}, "--guidance-scale must be at least 1, got inf", "1 switches guidance off"),
         ({"guidance_rescale": 1.5}, "--guidance-rescale must be from 0 to 1, got 1.5", "try"),
+        ({"prompt": "\udcff"}, "prompt is not UTF-8", "encoding"),
+        ({"negative_prompt": "\udcff"}, "--negative-prompt is not UTF-8", "encoding"),
         ({"eta": -0.1}, "--eta must be from 0 to 1, got -0.1", "try"),
         ({"clip_skip": -1}, "--clip-skip must be from 0 to 11, got -1", "try"),
         ({"sampler": "dpmpp2m"}, "--sampler knows no 'dpmpp2m'", "did you mean dpmpp_2m"),
@@ -72,7 +74,7 @@ def test_defaults_of_a_model_are_checked_alike(change):
         GenerationDefaults(**change)
 
 
-@pytest.mark.parametrize("spelling", ["DPM++ 2M", "dpm++-2m", "k_dpmpp_2m", "DPMPP_2M"])
+@pytest.mark.parametrize("spelling", ["DPM++ 2M", "DPM++ 2M Karras", "dpm++-2m", "k_dpmpp_2m", "DPMPP_2M"])
 def test_spellings_of_other_tools_are_recognised_in_hints(spelling):
     """A1111's and k-diffusion's spellings lead to ours."""
     assert did_you_mean(spelling, SAMPLER_NAMES).startswith("did you mean dpmpp_2m")

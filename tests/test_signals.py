@@ -81,6 +81,18 @@ def test_a_closed_stdout_is_quiet_for_short_output(command):
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+def test_a_file_name_need_not_be_text(tmp_path):
+    """The bytes that the shell gave come back on stdout and in errors."""
+    name = b"photo-\xff.png"
+    Image.new("RGB", (8, 8)).save(os.path.join(os.fsencode(tmp_path), name), "PNG")
+    done = subprocess.run((*PROGRAM, "info", name, "--json"), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run((*PROGRAM, "info", name), capture_output=True, check=False)
+    assert (done.returncode, done.stdout.split(b"\n")[0]) == (0, name + b":")
+    done = subprocess.run((*PROGRAM, "info", b"none-\xff.png"), capture_output=True, check=False)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+
+
 def test_three_commands_make_a_pipe(tiny_folder, tmp_path):
     """encode | add-noise | decode: the bytes of files, and the picture of the same steps through files."""
     Image.linear_gradient("L").resize((16, 16)).convert("RGB").save("a.png")

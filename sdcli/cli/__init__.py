@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -76,12 +77,16 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # a background job of a script ignores Ctrl-C; so it stays
             signal.signal(number, raise_signalled)
+    sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text
     quieten_libraries()
-    code = run(sys.argv[1:])
     try:
+        code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         code = closed_pipe()
+    except Signalled as ending:  # after the command's own end
+        code = 128 + ending.number
+    gc.freeze()  # the interpreter's last collections need not walk through all of torch: a second saved
     raise SystemExit(code)
 
 

@@ -59,8 +59,9 @@ def add_noise(
     if target.done:
         return
     spec = find_loadable(model, models_file) if model else None
-    from sdcli import latents  # torch loads here, so that a user's mistake is answered at once
-    from sdcli.device import choose_placement
+    with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
+        from sdcli import latents
+        from sdcli.device import choose_placement
 
     file = latents.LatentsFile.parse(content, name) if picture is None else None
     if file is not None and spec is None and "model" in file.metadata:

@@ -47,8 +47,9 @@ def decode(
 
     options.go_offline(offline)
     content = read_input(latents_file)
-    from sdcli import latents  # torch loads here, so that a user's mistake is answered at once
-    from sdcli.device import choose_placement
+    with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
+        from sdcli import latents
+        from sdcli.device import choose_placement
 
     file = latents.LatentsFile.parse(content, input_name(latents_file))
     spec = find_loadable(model or file.metadata.get("model"), models_file)

@@ -41,8 +41,9 @@ def encode(
     if target.done:
         return
     pictures = [(input_name(name), load_image(read_input(name), input_name(name))) for name in images]
-    from sdcli import latents  # torch loads here, so that a user's mistake is answered at once
-    from sdcli.device import choose_placement
+    with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
+        from sdcli import latents
+        from sdcli.device import choose_placement
 
     file = latents.encode(pictures, spec, choose_placement(device, precision))
     target.finish(file.to_bytes(), as_json, shape=list(file.latents.shape), **file.metadata)

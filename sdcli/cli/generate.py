@@ -185,7 +185,8 @@ def make(
     pictures: list[Picture], spec: ModelSpec, where: tuple[str, str], if_exists: str, on_event: ResultPrinter
 ) -> None:
     """Load torch and the model, and make the pictures."""
-    from sdcli import batch  # here, so that --help and a user's mistake are answered at once
-    from sdcli.device import choose_placement
+    with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
+        from sdcli import batch
+        from sdcli.device import choose_placement
 
     batch.run(pictures, spec, choose_placement(*where), on_event, if_exists)

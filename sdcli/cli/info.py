@@ -66,7 +66,8 @@ def about_tensors(path: Path) -> dict[str, Any]:
     Raises:
         SdcliError: it is damaged, or none.
     """
-    from sdcli.checkpoints.weights import open_weights  # safetensors and torch load here
+    with options.heavy_imports():
+        from sdcli.checkpoints.weights import open_weights
 
     with open_weights(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +81,23 @@ def write_examples(command: Any, formatter: Any) -> None:
         formatter.write("Examples:\n" + "".join(f"  {example}\n" for example in examples) + "\n")
     kept = [line for line in lines if line.strip() not in (*examples, "\b", "\\b")]
     command.help = "\n".join(kept).strip()
+
+
+@contextlib.contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Import torch and diffusers without the garbage collector, which else walks their modules again and again.
+
+    What was imported lives until the end, so the collector need not look at it later either.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def go_offline(offline: bool) -> None:
