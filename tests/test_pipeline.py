@@ -5,6 +5,7 @@ import json
 import numpy
 import pytest
 import torch
+from conftest import seeded, stock_unet
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -12,6 +13,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
@@ -162,6 +164,19 @@ def test_guidance_is_linear_and_rescaling_restores_the_deviation():
     torch.testing.assert_close(guide(unconditional, conditional, 1.0), conditional)
     rescaled = guide(unconditional, conditional, 9.0, guidance_rescale=1.0)
     torch.testing.assert_close(rescaled.std(dim=(1, 2, 3)), conditional.std(dim=(1, 2, 3)))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("guidance_scale", [1.0, 8.0])
+def test_a_unet_with_guidance_distilled_into_it_makes_stocks_picture(tiny_stock, tmp_path, guidance_scale):
+    """A latent consistency model is told the guidance scale, and one pass is enough (Meng et al. 2022)."""
+    unet = seeded(stock_unet(time_cond_proj_dim=16), seed=4)
+    stock = StableDiffusionPipeline(
+        **{**tiny_stock.components, "unet": unet, "scheduler": LCMScheduler(**BETAS)}, requires_safety_checker=False
+    )
+    stock.save_pretrained(tmp_path / "lcm")
+    ours = SdPipeline.from_pretrained(tmp_path / "lcm")
+    assert largest_difference(stock, ours, guidance_scale=guidance_scale) <= ALMOST_EQUAL
 
 
 @pytest.mark.parity

@@ -1,8 +1,8 @@
 """Where diffusers 0.42 is wrong, breaks, or ignores what it was told: what it does there, and what we do instead.
 
 Each test shows both, so that it fails when diffusers mends its side and the deviation can go. Everywhere else the
-parity tests hold. (Kept as in diffusers, though not quite right: ddim and pndm go T // n timesteps down whatever the spacing;
-timesteps of exponential and beta sigmas are cut down to whole ones for dpmpp_2m and its like.)
+parity tests hold. (Kept as in diffusers, though not quite right: ddim and pndm go T // n timesteps down whatever the
+spacing; timesteps of exponential and beta sigmas are cut down to whole ones for dpmpp_2m and its like.)
 """
 
 import json
