@@ -7,8 +7,8 @@ the built-in model. All three make one 128x128 picture (or the model's own size)
 """
 
 import argparse
+import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,8 +39,7 @@ def measure(command: list[str], folder: Path) -> tuple[float, float]:
     elapsed_s = time.perf_counter() - started_at
     if status:
         raise SystemExit(f"{command[:4]} failed:\n{(folder / 'log').read_text()[-2000:]}")
-    unit = 1024 if resource.getpagesize() and sys.platform != "darwin" else 1024**2
-    return elapsed_s, usage.ru_maxrss / unit
+    return elapsed_s, usage.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)  # macOS counts bytes
 
 
 def commands(model: str, device: str, dtype: str, folder: Path) -> dict[str, list[str]]:
@@ -61,8 +60,9 @@ def commands(model: str, device: str, dtype: str, folder: Path) -> dict[str, lis
         "--precision",
         dtype,
     ]
-    stock_cli = [str(cli), "run", "--model", model, "--prompt", PROMPT, "--seed", "1", "--device", device]
-    stock_cli += ["--dtype", full, "--output", str(folder / "cli")]
+    settings = json.dumps({"prompt": PROMPT, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE})
+    stock_cli = [str(cli), "run", "--model", model, "--seed", "1", "--device-map", device, "--dtype", dtype]
+    stock_cli += ["--pipeline-kwargs", settings, "--output", str(folder / "cli")]
     return {
         "sdcli": ours,
         "stock script": [sys.executable, "-c", STOCK, model, "stock.png", device, full, *common],
@@ -89,9 +89,8 @@ def main() -> None:
     }
     for name, (elapsed_s, peak_mib) in medians.items():
         time_ratio, memory_ratio = (ours / theirs for ours, theirs in zip(medians["sdcli"], medians[name], strict=True))
-        print(
-            f"{name:18s} {elapsed_s:7.2f} s {peak_mib:8.0f} MiB   sdcli takes {time_ratio:.2f} of it, {memory_ratio:.2f} of its memory"
-        )
+        ratios = f"sdcli takes {time_ratio:.2f} of its time, {memory_ratio:.2f} of its memory"
+        print(f"{name:18s} {elapsed_s:7.2f} s {peak_mib:8.0f} MiB   {ratios}")
 
 
 if __name__ == "__main__":
