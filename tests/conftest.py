@@ -102,8 +102,8 @@ def tiny_tokenizer(tmp_path_factory) -> CLIPTokenizer:
 
 
 @pytest.fixture(scope="session")
-def tiny_stock(tiny_tokenizer) -> StableDiffusionPipeline:
-    """Stock's pipeline for 16x16 pixels, with Stable Diffusion 1's schedule."""
+def unchanged_stock(tiny_tokenizer) -> StableDiffusionPipeline:
+    """Stock's pipeline for 16x16 pixels, with Stable Diffusion 1's schedule; for the fixtures here alone."""
     return StableDiffusionPipeline(
         vae=seeded(stock_vae(), seed=1),
         text_encoder=seeded(stock_text_encoder(tiny_tokenizer), seed=2),
@@ -118,11 +118,17 @@ def tiny_stock(tiny_tokenizer) -> StableDiffusionPipeline:
     )
 
 
+@pytest.fixture
+def tiny_stock(unchanged_stock) -> StableDiffusionPipeline:
+    """Stock's pipeline; a test may give it another scheduler, which the next one does not see."""
+    return StableDiffusionPipeline(**unchanged_stock.components, requires_safety_checker=False)
+
+
 @pytest.fixture(scope="session")
-def tiny_folder(tiny_stock, tmp_path_factory) -> Path:
+def tiny_folder(unchanged_stock, tmp_path_factory) -> Path:
     """The folder that stock's save_pretrained writes. Read only: tests that change it copy it."""
     folder = tmp_path_factory.mktemp("tiny")
-    tiny_stock.save_pretrained(folder)
+    unchanged_stock.save_pretrained(folder)
     return folder
 
 

@@ -222,6 +222,7 @@ def test_keys_without_effect_in_the_stock_class_are_no_reason_to_refuse(config):
         ({"sampler": "ddim", "sigma_schedule": "karras"}, "ddim has no sigma_schedule 'karras'.*dpmpp_2m"),
         ({"sampler": "euler", "sigma_schedule": "cosine"}, "normal, karras, exponential, beta, got 'cosine'"),
         ({"sampler": "dpmpp_3m_sde", "solver_order": 2}, "solver_order of sampler dpmpp_3m_sde must be one of 3"),
+        ({"sampler": "dpmpp_2m", "solver_order": 0}, "solver_order of sampler dpmpp_2m must be one of 2, 1, 3, got 0"),
         ({"num_train_timesteps": 0}, "num_train_timesteps must be positive, got 0"),
         ({"final_sigmas_type": "one"}, "zero, sigma_min, got 'one'"),
     ],

@@ -81,6 +81,17 @@ def test_a_closed_stdout_is_quiet_for_short_output(command):
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.parametrize("line", ["models list >&-", "info - <&- >&-", "encode - -o a.safetensors <&-"])
+def test_streams_that_the_shell_has_closed_are_no_bug(line):
+    """Results go nowhere, and a missing input is a mistake like any other."""
+    line = f"{' '.join(PROGRAM)} {line}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr
+    assert [word for word in done.stderr.split() if word in ("error:", "hint:")] == ["error:", "hint:"][
+        : 2 * done.returncode
+    ]
+
+
 def test_a_file_name_need_not_be_text(tmp_path):
     """The bytes that the shell gave come back on stdout and in errors."""
     name = b"photo-\xff.png"

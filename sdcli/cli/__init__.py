@@ -77,6 +77,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # a background job of a script ignores Ctrl-C; so it stays
             signal.signal(number, raise_signalled)
+    if sys.stdout is None:  # closed by the shell: `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text
     quieten_libraries()
     try:
@@ -91,7 +93,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and give its exit code; a bug raises."""
+    """Run a command and give its exit code; a bug raises, and so does a stdout that nobody reads."""
     try:
         with typer.main.get_command(app).make_context("sdcli", arguments) as context:
             context.command.invoke(context)
@@ -107,8 +109,6 @@ def run(arguments: list[str]) -> int:
         return tell(
             f"interrupted by {signal.Signals(ending.number).name}", "finished files are kept", 128 + ending.number
         )
-    except BrokenPipeError:
-        return closed_pipe()
     except MemoryError:
         return tell("out of memory", "close other programs, or take a smaller model", EXIT_OUT_OF_MEMORY)
     return 0

@@ -22,8 +22,10 @@ def read_input(name: str) -> bytes:
     """
     if name != PIPE:
         return read_bytes(Path(name).expanduser())
-    if sys.stdin.isatty():
-        raise SdcliError("stdin is the terminal, there is no file to read", hint="pipe one in, or name a file")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise SdcliError(
+            "stdin is closed or the terminal, there is no file to read", hint="pipe one in, or name a file"
+        )
     return sys.stdin.buffer.read()
 
 

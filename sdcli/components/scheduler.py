@@ -81,11 +81,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         how = configuration.sampler_named(sampler)
         self._how: Sampler = how
         self.register_to_config(
-            solver_order=solver_order or next(iter(how.solver_orders), None),
-            solver_type=solver_type or next(iter(how.solver_types), None),
+            solver_order=next(iter(how.solver_orders), None) if solver_order is None else solver_order,
+            solver_type=next(iter(how.solver_types), None) if solver_type is None else solver_type,
             disable_corrector=list(disable_corrector or ()),
             trained_betas=None if trained_betas is None else [float(beta) for beta in trained_betas],
-            variance_type=variance_type or "fixed_small",
+            variance_type="fixed_small" if variance_type is None else variance_type,
             _use_default_values=[],
         )
         configuration.check(self.config)

@@ -44,7 +44,7 @@ def dpmpp_step(
     lambdas = [half_log_snr(sigma) for sigma in sigmas]
     length = half_log_snr(sigma_next) - lambdas[0]
     if length == 0:
-        return sample
+        return sample.clone()
     decay = length if noise is None else 2 * length
     alpha, alpha_next = 1 / math.hypot(1, sigmas[0]), 1 / math.hypot(1, sigma_next)
     gain = -math.expm1(-decay)  # 1 - exp(-h), or 1 - exp(-2h)

@@ -68,7 +68,7 @@ def unipc_step(
     start = half_log_snr(sigmas[0])
     length = half_log_snr(sigma_next) - start
     if length == 0:
-        return sample
+        return sample.clone()
     alpha, alpha_next = 1 / math.hypot(1, sigmas[0]), 1 / math.hypot(1, sigma_next)
     kept = sigma_next * alpha_next / (sigmas[0] * alpha)
     moved = kept * sample - alpha_next * math.expm1(-length) * originals[0]
