@@ -62,7 +62,7 @@ def commands(model: str, device: str, dtype: str, folder: Path) -> dict[str, lis
     ]
     settings = json.dumps({"prompt": PROMPT, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE})
     stock_cli = [str(cli), "run", "--model", model, "--seed", "1", "--device-map", device, "--dtype", dtype]
-    stock_cli += ["--pipeline-kwargs", settings, "--output", str(folder / "cli")]
+    stock_cli += ["--pipeline-kwargs", settings, "--output", str(folder / "cli.png")]
     return {
         "sdcli": ours,
         "stock script": [sys.executable, "-c", STOCK, model, "stock.png", device, full, *common],
