@@ -23,6 +23,14 @@ def test_metadata_gives_the_main_caption_and_the_others(tmp_path):
     assert example.captions == ("a square", "a red square")
 
 
+def test_text_and_captions_may_each_be_one_or_several(tmp_path):
+    """As the peers' scripts take them: a caption is a text, or a list to draw from."""
+    picture(tmp_path / "a.png")
+    row = {"file_name": "a.png", "text": ["one", "two"], "captions": "three"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert read_folder(tmp_path)[0].captions == ("one", "two", "three")
+
+
 def test_a_text_file_beside_a_picture_holds_its_captions(tmp_path):
     picture(tmp_path / "b.png")
     picture(tmp_path / "a.jpg")

@@ -95,6 +95,15 @@ def test_old_checkpoints_go_only_when_newer_ones_are_there(tmp_path, squares, ar
     assert RunFolder(tmp_path / "run").newest().name == "step-000005"
 
 
+def test_the_millionth_checkpoint_is_newer_than_the_one_before(tmp_path):
+    """Rotation goes by the number of updates, not by the letters of the name."""
+    run = RunFolder(tmp_path)
+    for name in ("step-999999", "step-1000000"):
+        (run.checkpoints / name).mkdir(parents=True)
+    run.save(lambda folder: None, 1000001, {}, keep=2)
+    assert {path.name for path in run.checkpoints.glob("step-*")} == {"step-1000000", "step-1000001"}
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path, squares, architecture, monkeypatch):
     """A full disk while the state is written: the run ends with an error, and resumes from the checkpoint before."""
     run = settings(squares, tmp_path / "run", config=str(architecture), part="vae", steps=4, checkpoint_every=2)

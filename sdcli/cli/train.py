@@ -82,7 +82,8 @@ def train(
     if sample_prompt:
         given["sample_prompts"] = tuple(sample_prompt)
     settings = saved_settings(given) if resume else new_settings(given)
-    from sdcli.training.loop import train as run  # torch loads here, so that --help stays instant
+    with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
+        from sdcli.training.loop import train as run
 
     last: dict[str, Any] = {}
     with stopping() as stop, training_progress(progress) as tell:

@@ -4,6 +4,8 @@ B batch, C channels, H W rows and columns, L = H * W pixels, S text tokens, D ch
 stock diffusers' names, so that weights and adapters of other tools fit.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from sdcli.components.layers import Checkpointed
@@ -177,7 +179,7 @@ class SpatialAttention(Attention):
         """Nothing: these pixels attend to one another only."""
         return []
 
-    def forward(self, hidden: Tensor, text: list[KeysValues]) -> Tensor:
+    def forward(self, hidden: Tensor, text: Sequence[KeysValues] = ()) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         tokens = self.group_norm(hidden).flatten(2).transpose(1, 2)  # (B, L, C)
         return hidden + super().forward(tokens).transpose(1, 2).unflatten(2, hidden.shape[2:])

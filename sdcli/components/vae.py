@@ -14,6 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from sdcli.components.attention import SpatialAttention
 from sdcli.components.divergence import kl_gaussian
 from sdcli.components.layers import Downsample, ResnetBlock, Upsample
 from sdcli.components.tiling import run_in_tiles
@@ -48,31 +49,14 @@ class DiagonalGaussian:
         return kl_gaussian(self.mean, self.log_variance).sum(dim=(1, 2, 3))
 
 
-class SpatialAttention(nn.Module):
-    """Every position looks at every other, with one head and a skip connection."""
-
-    def __init__(self, channels: int, groups: int):
-        super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(B, C, h, w) to the same shape."""
-        tokens = self.group_norm(hidden).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, L, C)
-        mixed = nn.functional.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        mixed = self.to_out[0](mixed).squeeze(1).transpose(1, 2).reshape(hidden.shape)  # (B, C, h, w)
-        return hidden + mixed
-
-
 class Middle(nn.Module):
     """Two resnet blocks at the lowest resolution, with attention between them."""
 
     def __init__(self, channels: int, groups: int, attention: bool):
         super().__init__()
-        self.attentions = nn.ModuleList([SpatialAttention(channels, groups)] if attention else [])
+        self.attentions = nn.ModuleList(
+            [SpatialAttention(channels, heads=1, groups=groups, eps=NORM_EPS)] if attention else []
+        )
         self.resnets = nn.ModuleList([ResnetBlock(channels, channels, None, groups, NORM_EPS) for _ in range(2)])
 
     def forward(self, hidden: Tensor) -> Tensor:

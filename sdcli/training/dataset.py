@@ -63,10 +63,15 @@ def read_metadata(metadata: Path, need_captions: bool) -> Iterator[Example]:
             raise SdcliError(f"{place} leaves the folder: {row['file_name']}", hint="pictures lie in or below it")
         if not path.is_file():
             raise SdcliError(f"{place} names a picture that is not there: {row['file_name']}", hint=MISSING)
-        captions = [row[key] for key in ("text",) if key in row] + list(row.get("captions", []))
+        captions = [*as_list(row.get("text", [])), *as_list(row.get("captions", []))]
         if not all(isinstance(caption, str) for caption in captions):
             raise SdcliError(f"{place} has a caption that is no text", hint=f"expected {LAYOUTS}")
         yield example(path, captions, need_captions, place)
+
+
+def as_list(value: object) -> list:
+    """A list as it is, anything else as the only one of its kind."""
+    return value if isinstance(value, list) else [value]
 
 
 def read_pairs(folder: Path, need_captions: bool) -> Iterator[Example]:

@@ -140,7 +140,8 @@ class RunFolder:
         return target
 
     def _rotate(self, keep: int) -> None:
-        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
+        by_step = sorted(self.checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        for old in by_step[:-keep]:
             shutil.rmtree(old)
 
 
