@@ -91,7 +91,7 @@ def run(
     schedulers = check_schedulers(pictures, model)
     with explain_out_of_memory(f"while loading {model.name}", "try --precision fp16 or bf16, or a smaller model"):
         pipeline = load_pipeline(model, placement)
-    fingerprints = Fingerprints(model.folder, ("vae", "text_encoder", "unet"))
+    fingerprints = Fingerprints(model.folder, ("vae", "text_encoder", "unet"), model.adapter)
     report(Loaded(model.name, str(placement.device), placement.precision, time.monotonic() - started_at))
     warn_of_truncation(pictures, pipeline, report)
     for group in groups(pictures, placement):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import secrets
+import math
+import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from sdcli.errors import SdcliError
+from sdcli.files import read_bytes, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # PIL knows more, some of which run other programs
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+PICTURES = (*SUFFIXES, ".gif", ".bmp", ".tif", ".tiff")  # suffixes of files that can be read
+EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION, ORIENTATION = 0x8769, 0x9286, 0x010E, 0x0112
+GET_AGAIN = "the file is cut off or altered; get it again"
 UNICODE_COMMENT = b"UNICODE\0"  # EXIF 2.3, table 9: the character code that opens a user comment; UTF-16 follows
 
 
@@ -38,38 +40,84 @@ def load_image(source: Path | bytes, name: str = "") -> Image.Image:
     """
     name = name or str(source)
     content = source if isinstance(source, bytes) else read_bytes(source)
+    image = open_image(content, name)
+    try:
+        return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SdcliError(f"{name} is damaged: {error}", hint=GET_AGAIN) from error
+
+
+def open_image(content: bytes, name: str) -> Image.Image:
+    """A picture as its file has it, decoded.
+
+    Raises:
+        SdcliError: it is empty, no picture, damaged, or unreasonably large.
+    """
     if not content:
         raise SdcliError(f"{name} is empty (0 bytes)", hint="give a picture file, such as a PNG, JPEG or WebP")
+    limit = f"make it smaller first: {Image.MAX_IMAGE_PIXELS // 1_000_000} million pixels are read at most"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(content), formats=READABLE)
-            image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = Image.MAX_IMAGE_PIXELS // 1_000_000
-        raise SdcliError(f"{name} has more than {limit} million pixels", hint="make it smaller first") from error
+        image = Image.open(BytesIO(content), formats=READABLE)
+        if math.prod(image.size) > Image.MAX_IMAGE_PIXELS:  # up to twice as many PIL itself only warns of
+            raise SdcliError(f"{name} is too large: {image.width}x{image.height} pixels", hint=limit)
+        image.load()
+        return image
+    except Image.DecompressionBombError as error:
+        pixels = int(re.search(r"\d+", str(error))[0])  # nothing else tells the size of what PIL refuses to open
+        raise SdcliError(f"{name} is too large: {pixels / 1e6:.0f} million pixels", hint=limit) from error
     except UnidentifiedImageError as error:
         raise SdcliError(f"{name} is not a picture", hint="give a picture file, such as a PNG, JPEG or WebP") from error
     except (OSError, SyntaxError, ValueError) as error:  # PIL tells of damage by all three
-        raise SdcliError(f"{name} is damaged: {error}", hint="the file is cut off or altered; get it again") from error
+        raise SdcliError(f"{name} is damaged: {error}", hint=GET_AGAIN) from error
 
 
-def read_bytes(path: Path, limit: int = -1) -> bytes:
-    """Content of a file, or the first `limit` bytes of it.
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a training run has to know of a picture file."""
+
+    width: int  # pixels, after the rotation that EXIF asks for
+    height: int
+    mode: str  # PIL's name of what a pixel is, such as RGB
+    rotated: bool  # by EXIF
+    transparent: bool
+    outline: str  # see `difference_hash`; pictures that look alike differ in few of its bits
+    colours: str  # of 4x4 pixels, RGB, as hex
+
+
+def describe_picture(content: bytes, name: str) -> PictureFacts:
+    """Decode a picture and tell what it is.
 
     Raises:
-        SdcliError: it is missing, a folder, or cannot be read.
+        SdcliError: it is no picture, damaged, too large, or moves.
     """
+    image = open_image(content, name)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise SdcliError(f"{name} is an animation of {frames} pictures", hint="save the one that is meant by itself")
     try:
-        with open(path, "rb") as file:
-            return file.read(limit)
-    except FileNotFoundError as error:
-        raise SdcliError(f"there is no file {path}", hint="check the path") from error
-    except IsADirectoryError as error:
-        raise SdcliError(f"{path} is a folder, not a file", hint="name the files in it") from error
-    except OSError as error:
-        raise SdcliError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
+        upright = ImageOps.exif_transpose(image)
+        plain = to_rgb(upright)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SdcliError(f"{name} is damaged: {error}", hint=GET_AGAIN) from error
+    return PictureFacts(
+        *upright.size,
+        mode=image.mode,
+        rotated=image.getexif().get(ORIENTATION, 1) != 1,
+        transparent=image.has_transparency_data,
+        outline=difference_hash(plain),
+        colours=plain.resize((4, 4), Image.Resampling.BOX).tobytes().hex(),
+    )
+
+
+def difference_hash(image: Image.Image) -> str:
+    """256 bits, as hex, that say where a picture of 17x16 grey pixels gets brighter from left to right.
+
+    Reference: Krawetz 2013, "Kind of Like That" (dHash).
+    """
+    import numpy
+
+    grey = numpy.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), dtype=numpy.int16)
+    return numpy.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -86,9 +134,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_square(image: Image.Image, side: int) -> Image.Image:
-    """A picture scaled to fill a square of `side` pixels, and cut at the centre; what fits already stays as it is."""
-    return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+def crop_box(size: tuple[int, int], target: tuple[int, int], place: tuple[float, float]) -> tuple[int, int, int, int]:
+    """What to cut from a picture so that it has the aspect ratio of another size.
+
+    Args:
+        size: of the picture, width and height.
+        target: the other size.
+        place: of the cut within what is left over: (0, 0) left and top, (0.5, 0.5) the middle, (1, 1) right and bottom.
+
+    Returns:
+        Left, top, right and bottom in pixels.
+    """
+    factor = min(size[0] / target[0], size[1] / target[1])
+    width, height = (min(side, round(factor * wanted)) for side, wanted in zip(size, target, strict=True))
+    left, top = round((size[0] - width) * place[0]), round((size[1] - height) * place[1])
+    return left, top, left + width, top + height
+
+
+def scale_and_cut(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """A part of a picture, scaled to a size; a picture that is as wanted stays as it is."""
+    if image.size == size and box == (0, 0, *size):
+        return image
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 def to_pixel_values(image: Image.Image) -> torch.Tensor:
@@ -194,56 +261,3 @@ def text_of_exif(exif: Image.Exif) -> dict[str, str]:
 def save_png(image: Image.Image, path: Path, text: dict[str, str] | None = None) -> None:
     """Write a PNG with text blocks, whole or not at all; a file of that name is replaced."""
     write_whole(encode_image(image, "png", text), path)
-
-
-def write_whole(content: bytes, path: Path, replace: bool = True) -> None:
-    """Write a file whole or not at all: a temporary file in the same folder, fsync, rename.
-
-    Raises:
-        FileExistsError: there is a file of that name, and `replace` is off.
-        SdcliError: the folder cannot be written, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
-    try:
-        make_folder(path.parent)
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path, replace)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with --output"
-        raise SdcliError(f"cannot write {path}: {error.strerror}", hint=hint) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where missing.
-
-    Raises:
-        SdcliError: that is not possible.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
-        raise SdcliError(f"cannot make the folder {folder}: {why}", hint="choose another with --output") from error
-
-
-def publish(temporary: Path, path: Path, replace: bool) -> None:
-    """Give a finished temporary file its name."""
-    if replace:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)  # unlike rename, fails when the name is taken
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        os.replace(temporary, path)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import SdcliError
-from sdcli.images import SUFFIXES, make_folder, write_whole
+from sdcli.files import make_folder, write_whole
+from sdcli.images import SUFFIXES
 from sdcli.settings import GenerateSettings, did_you_mean
 
 DEFAULT_FOLDER = "outputs"

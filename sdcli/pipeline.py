@@ -168,13 +168,17 @@ class SdPipeline(DiffusionPipeline):
         if self.text_encoder is None:
             return None, None
         texts = [*prompts, *negative_prompts] if guided else list(prompts)
-        options = {"max_length": self._text_length, "padding": "max_length", "truncation": True}
-        input_ids = self.tokenizer(texts, return_tensors="pt", **options).input_ids  # (B or 2B, L)
+        input_ids = self.tokenize(texts)  # (B or 2B, L)
         output = self.text_encoder(input_ids.to(self._execution_device))
         prompt_embeds = output.last_hidden_state[: len(prompts)]
         if clip_skip:
             prompt_embeds = self.text_encoder.skip_layers(output, clip_skip)[: len(prompts)]
         return prompt_embeds, output.last_hidden_state[len(prompts) :] if guided else None
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Tokens (B, L) of texts, padded and cut off to the text encoder's number of them."""
+        options = {"max_length": self._text_length, "padding": "max_length", "truncation": True}
+        return self.tokenizer(list(texts), return_tensors="pt", **options).input_ids
 
     @property
     def _text_length(self) -> int:

@@ -6,13 +6,16 @@ import json
 import os
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import SdcliError
 from sdcli.settings import GenerationDefaults, did_you_mean
 
+INDEX = "model_index.json"  # marks a model folder
+ADAPTER = "adapter.json"  # marks a folder of something that is put onto a model, which it names
+ARCHITECTURE_SECTIONS = ("tokenizer", "vae", "text_encoder", "image_encoder", "unet", "scheduler", "train")
 PACKAGE_FOLDER = Path(__file__).parent
 DEFAULT_KEYS = {
     "width": "width",
@@ -49,6 +52,7 @@ class ModelSpec:
         licence: of the weights; empty when unknown.
         description: one line.
         source: the models.toml that names it; None for a folder.
+        adapter: folder of a trained LoRA or word that is put onto it; None for a model as it is.
     """
 
     name: str
@@ -57,11 +61,12 @@ class ModelSpec:
     licence: str = ""
     description: str = ""
     source: Path | None = None
+    adapter: Path | None = None
 
     @property
     def on_disk(self) -> bool:
         """Whether there is something to load."""
-        return (self.folder / "model_index.json").is_file()
+        return (self.folder / INDEX).is_file()
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,9 @@ def spec_of_folder(name: str, path: Path) -> ModelSpec:
     if path.is_file():
         raise SdcliError(f"{name} is a file; a model is a folder", hint="give the folder that holds model_index.json")
     folder = model_folder(path)
-    if not (folder / "model_index.json").is_file():
+    if (folder / ADAPTER).is_file():
+        return replace(find_model(read_json(folder / ADAPTER).get("model")), name=name, adapter=folder)
+    if not (folder / INDEX).is_file():
         raise SdcliError(
             f"{name} is no model: it holds neither model_index.json nor model/model_index.json",
             hint="give a folder in the diffusers layout, or a training run that has written a checkpoint",
@@ -130,8 +137,9 @@ def spec_of_folder(name: str, path: Path) -> ModelSpec:
 
 def model_folder(path: Path) -> Path:
     """The folder itself, or `model` in it when it is a training run."""
-    if not (path / "model_index.json").is_file() and (path / "model" / "model_index.json").is_file():
-        return path / "model"
+    within = path / "model"
+    if any((within / mark).is_file() for mark in (INDEX, ADAPTER)) and not (path / INDEX).is_file():
+        return within
     return path
 
 
@@ -149,7 +157,12 @@ def native_size(folder: Path) -> tuple[int, int]:
 
 
 def vae_stride(folder: Path) -> int:
-    """Pixels per latent, each way, of a model's VAE, from its configuration file; 8 where that does not say."""
+    """Pixels per latent, each way, of a model's VAE, from its configuration file; 8 where that does not say.
+
+    A model without a VAE denoises pixels: 1.
+    """
+    if read_json(folder / INDEX).get("vae", [""])[0] is None:
+        return 1
     channels = read_config(folder / "vae").get("block_out_channels")
     return 2 ** (len(channels) - 1) if isinstance(channels, list) else 8
 
@@ -160,16 +173,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         SdcliError: the file is no JSON object.
     """
-    path = folder / "config.json"
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file; empty when there is none.
+
+    Raises:
+        SdcliError: the file is no JSON object.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise SdcliError(f"cannot read {path}: {error}", hint="copy the model again") from error
-    if not isinstance(config, dict):
+    if not isinstance(content, dict):
         raise SdcliError(f"{path} is no component's configuration", hint="copy the model again")
-    return config
+    return content
 
 
 def load_registry(models_file: Path | None = None) -> Registry:
@@ -189,12 +210,14 @@ def load_registry(models_file: Path | None = None) -> Registry:
     return Registry(models, default)
 
 
-def find_architecture(name: str, sections: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def find_architecture(name: str) -> dict[str, dict[str, Any]]:
     """What a named architecture, or a TOML file, says of the components to build: their constructor arguments.
 
     Args:
         name: of an architecture that comes with the program, or a file.
-        sections: the component names that may stand in it.
+
+    Returns:
+        A table for each component, and perhaps `train`, with settings of a training run.
 
     Raises:
         SdcliError: there is no such architecture, or it does not parse.
@@ -207,8 +230,8 @@ def find_architecture(name: str, sections: tuple[str, ...]) -> dict[str, dict[st
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SdcliError(f"cannot read {path}: {error}", hint="the shipped architectures show the form") from error
-    for section in found.keys() - set(sections):
-        raise SdcliError(f"{path}: unknown section [{section}]", hint=did_you_mean(section, sections))
+    for section in found.keys() - set(ARCHITECTURE_SECTIONS):
+        raise SdcliError(f"{path}: unknown section [{section}]", hint=did_you_mean(section, ARCHITECTURE_SECTIONS))
     return found
 
 

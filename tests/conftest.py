@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ from sdcli.checkpoints import load_pipeline
 from sdcli.checkpoints.folder import ON_CPU
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import ModelSpec, find_model
+
+# What tests keep between runs goes away with them, and never meets what the user has kept.
+CACHES = tempfile.TemporaryDirectory(prefix="sdcli-tests-")
+os.environ["XDG_CACHE_HOME"] = CACHES.name
 
 TINY_SIZE_PX = 16
 BYTES = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

@@ -46,6 +46,7 @@ def test_json_tells_where_the_run_is_and_how_it_ended(squares, architecture, cap
     assert result["global_step"] == 2
     assert [json.loads(line)["event"] for line in captured.err.splitlines()] == [
         "started",
+        "saved",
         "stepped",
         "stepped",
         "saved",

@@ -12,6 +12,7 @@ from pathlib import Path
 from sdcli.checkpoints.weights import sha256_of, weight_files
 from sdcli.checkpoints.writing import write_text
 from sdcli.errors import SdcliError
+from sdcli.files import state_of
 
 REMEMBERED_BYTES = 64 * 2**20  # smaller files are hashed faster than a picture is made
 
@@ -22,12 +23,15 @@ class Fingerprints(threading.Thread):
     Args:
         folder: the model.
         components: whose files count, such as unet and vae.
+        adapter: folder of what is put onto the model.
     """
 
-    def __init__(self, folder: Path, components: Collection[str]):
+    def __init__(self, folder: Path, components: Collection[str], adapter: Path | None = None):
         super().__init__(daemon=True, name="fingerprints")
-        self.folder = folder
-        self.files = [path for path in weight_files(folder) if path.relative_to(folder).parts[0] in components]
+        files = [path for path in weight_files(folder) if path.relative_to(folder).parts[0] in components]
+        self.names = {path: path.relative_to(folder).as_posix() for path in files}
+        if adapter is not None:
+            self.names |= {path: path.name for path in adapter.glob("*.safetensors")}
         self._digests: dict[str, str] = {}
         self._remembered = read_remembered()
         self._error: SdcliError | None = None
@@ -36,8 +40,7 @@ class Fingerprints(threading.Thread):
     def run(self) -> None:
         """Hash every file that is not remembered."""
         try:
-            for path in self.files:
-                name = path.relative_to(self.folder).as_posix()
+            for path, name in self.names.items():
                 self._digests[name] = self._remembered.get(state_of(path)) or sha256_of(path)
         except SdcliError as error:
             self._error = error
@@ -52,18 +55,12 @@ class Fingerprints(threading.Thread):
             self.join()
         if self._error is not None:
             raise self._error
-        large = [path for path in self.files if path.stat().st_size >= REMEMBERED_BYTES]
-        digests = {state_of(path): self._digests[path.relative_to(self.folder).as_posix()] for path in large}
+        large = [path for path in self.names if path.stat().st_size >= REMEMBERED_BYTES]
+        digests = {state_of(path): self._digests[self.names[path]] for path in large}
         if not digests.items() <= self._remembered.items():
             self._remembered |= digests
             remember(self._remembered)
         return dict(self._digests)
-
-
-def state_of(path: Path) -> str:
-    """What of a file changes whenever its content does; a copy or a touch cannot set ctime."""
-    status = path.stat()
-    return f"{path.resolve()}|{status.st_ino}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
 
 
 def memory_file() -> Path:

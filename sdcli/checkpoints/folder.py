@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from sdcli.checkpoints import stock
+from sdcli.checkpoints.adapters import apply_adapters
 from sdcli.checkpoints.weights import COPIED_IN_PART, FETCH_AGAIN, assign, read_json, read_tensors, read_weights
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
 from sdcli.pipeline import SdPipeline
-from sdcli.registry import ModelSpec
+from sdcli.registry import INDEX, ModelSpec
 
-INDEX = "model_index.json"
 CLIP_HEAD = "clip_head"  # not stock: with text_encoder and image_encoder a whole CLIP; stock readers pass it over
 ON_CPU = Placement(torch.device("cpu"), torch.float32, "no")
 
@@ -37,16 +37,32 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
         raise SdcliError(
             f"{model.folder} is a {kind}, which sdcli does not run", hint=f"it runs {', '.join(stock.PIPELINES)}"
         )
-    for name in stock.COMPONENTS:
+    names = needed_components(index, model.folder)
+    for name in names:
         _require(index, model.folder, name)
-    components = {name: load_component(model.folder, name, placement) for name in stock.COMPONENTS}
+    components = dict.fromkeys(stock.COMPONENTS)
+    components |= {name: load_component(model.folder, name, placement) for name in names}
     check_fit(components, model.folder)
     if model.defaults.sampler or model.defaults.schedule:
         sampler, schedule = model.defaults.sampler, model.defaults.schedule
         components["scheduler"] = load_scheduler(model.folder / "scheduler", sampler, schedule)
     pipeline = SdPipeline(**components)
     pipeline.defaults = model.defaults
+    if model.adapter is not None:
+        apply_adapters(pipeline, model.adapter)
     return pipeline
+
+
+def needed_components(index: Mapping[str, Any], folder: Path) -> list[str]:
+    """What a picture cannot be made without: a UNet that takes pixels needs no VAE, one that reads no text no CLIP."""
+    config = folder / "unet" / "config.json"
+    unet = read_json(config) if has(index, "unet") and config.is_file() else {}
+    optional = set()
+    if unet.get("in_channels") == 3:
+        optional.add("vae")
+    if "cross_attention_dim" in unet and not any("CrossAttn" in kind for kind in unet.get("down_block_types", [""])):
+        optional |= {"text_encoder", "tokenizer"}
+    return [name for name in stock.COMPONENTS if has(index, name) or name not in optional]
 
 
 def load_components(folder: Path, placement: Placement = ON_CPU) -> dict[str, Any]:
@@ -199,13 +215,16 @@ def check_fit(components: Mapping[str, Any], folder: Path) -> None:
     Raises:
         SdcliError: channels of latents or widths of text differ.
     """
-    unet, vae, text_encoder = (components[name].config for name in ("unet", "vae", "text_encoder"))
-    if unet.in_channels != vae.latent_channels:
+    unet = components["unet"].config
+    vae, text_encoder = (getattr(components[name], "config", None) for name in ("vae", "text_encoder"))
+    if vae is not None and unet.in_channels != vae.latent_channels:
         hint = "9 input channels is an inpainting model" if unet.in_channels == 9 else "do these parts belong together?"
         raise SdcliError(
             f"{folder}: the UNet takes {unet.in_channels} channels, the VAE's latents have {vae.latent_channels}",
             hint=hint,
         )
+    if text_encoder is None:
+        return
     takes, gets = unet.cross_attention_dim, text_encoder.hidden_size
     if takes != gets:
         differ = f"the UNet takes text features {takes} wide, the text encoder's are {gets}"

@@ -14,6 +14,7 @@ import typer
 
 from sdcli import __version__
 from sdcli.cli.add_noise import add_noise
+from sdcli.cli.data import data
 from sdcli.cli.decode import decode
 from sdcli.cli.encode import encode
 from sdcli.cli.generate import generate
@@ -37,6 +38,7 @@ app = typer.Typer(
 for command in (generate, encode, decode, add_noise, train, info):
     app.command(cls=ExamplesFirst, no_args_is_help=command in (generate, encode, decode, add_noise, info))(command)
 app.add_typer(models, name="models")
+app.add_typer(data, name="data")
 
 
 class Signalled(BaseException):

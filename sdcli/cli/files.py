@@ -8,7 +8,7 @@ from typing import Any
 
 from sdcli.cli import options
 from sdcli.errors import SdcliError
-from sdcli.images import read_bytes
+from sdcli.files import read_bytes
 from sdcli.output import already_there, check_writable, write_result
 
 PIPE = "-"

@@ -37,7 +37,7 @@ def info(
 def is_safetensors(path: Path) -> bool:
     """Whether a file is latents or weights, by its name or its first bytes."""
     from sdcli.cli.files import looks_like_safetensors
-    from sdcli.images import read_bytes
+    from sdcli.files import read_bytes
 
     return path.suffix.lower() in (".safetensors", ".latent") or looks_like_safetensors(read_bytes(path, 9))
 
@@ -48,7 +48,8 @@ def about_picture(path: Path) -> dict[str, Any]:
     Raises:
         SdcliError: it is no picture, or empty.
     """
-    from sdcli.images import read_bytes, read_text
+    from sdcli.files import read_bytes
+    from sdcli.images import read_text
     from sdcli.metadata import read_complete_json
 
     if not read_bytes(path, 1):

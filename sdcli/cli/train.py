@@ -14,10 +14,24 @@ from sdcli.cli import options
 from sdcli.cli.options import ProgressChoice
 from sdcli.cli.train_progress import training_progress
 from sdcli.errors import SdcliError
-from sdcli.training.settings import PARTS, PREDICTION_TYPES, TrainSettings, resumed
+from sdcli.registry import find_architecture
+from sdcli.training.settings import (
+    AVERAGES,
+    LOSSES,
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    PARTS,
+    PREDICTION_TYPES,
+    TRACKERS,
+    TrainSettings,
+    from_table,
+    resumed,
+)
 
 TYPES = {field.name: str(getattr(field.type, "__name__", field.type)) for field in dataclasses.fields(TrainSettings)}
 METAVARS = {"int": "N", "float": "X", "str": "TEXT"}
+# Batch systems announce the end of a job's time by SIGUSR1 or SIGTERM.
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
 
 
@@ -26,6 +40,8 @@ def option(name: str, text: str, *spellings: str) -> Any:
     default = DEFAULTS[name]
     shown = "" if default in (None, (), dataclasses.MISSING) else f" (default: {default})"
     metavar = METAVARS.get(TYPES[name].split(" ")[0])
+    if default is False:
+        shown = ""
     spellings = spellings or ("--" + name.replace("_", "-"),)
     return typer.Option(*spellings, metavar=metavar, help=text + shown, show_default=False)
 
@@ -41,21 +57,52 @@ def train(
         str | None, option("config", "Train the part from scratch: a named architecture (emoji) or a TOML file.")
     ] = None,
     steps: Annotated[int | None, option("steps", "Optimizer updates.")] = None,
-    batch_size: Annotated[int | None, option("batch_size", "Pictures per update.")] = None,
+    batch_size: Annotated[int | None, option("batch_size", "Pictures per pass, over all processes.")] = None,
+    accumulate: Annotated[int | None, option("accumulate", "Passes per update.")] = None,
     learning_rate: Annotated[float | None, option("learning_rate", "Peak learning rate.")] = None,
-    warmup: Annotated[int | None, option("warmup", "Updates until the peak; a cosine falls from there.")] = None,
-    weight_decay: Annotated[float | None, option("weight_decay", "AdamW's weight decay.")] = None,
+    lr_schedule: Annotated[str | None, option("lr_schedule", f"{', '.join(LR_SCHEDULES)}.")] = None,
+    warmup: Annotated[int | None, option("warmup", "Updates until the peak.")] = None,
+    optimizer: Annotated[str | None, option("optimizer", f"{', '.join(OPTIMIZERS)}.")] = None,
+    weight_decay: Annotated[float | None, option("weight_decay", "The optimizer's weight decay.")] = None,
+    max_grad_norm: Annotated[float | None, option("max_grad_norm", "Longer gradients are shortened to this.")] = None,
     resolution: Annotated[int | None, option("resolution", "Side of the pictures (default: the model's own).")] = None,
+    buckets: Annotated[bool, option("buckets", "Keep about the aspect ratio; else squares are cut.")] = False,
+    random_crop: Annotated[bool, option("random_crop", "Cut anywhere, not at the centre.")] = False,
+    random_flip: Annotated[float | None, option("random_flip", "Share of pictures mirrored left to right.")] = None,
     caption_dropout: Annotated[float | None, option("caption_dropout", "Share of captions left out.")] = None,
+    loss: Annotated[str | None, option("loss", f"{', '.join(LOSSES)} (default: the part's own).")] = None,
     prediction_type: Annotated[
         str | None, option("prediction_type", f"{', '.join(PREDICTION_TYPES)} (default: the model's own).")
     ] = None,
+    zero_terminal_snr: Annotated[
+        bool, option("zero_terminal_snr", "Rescale the noise schedule so that it ends in pure noise.")
+    ] = False,
     snr_gamma: Annotated[
         float | None, option("snr_gamma", "Min-SNR loss weighting; 5 is usual (default: off).")
     ] = None,
+    noise_offset: Annotated[float | None, option("noise_offset", "Noise that a whole channel shares.")] = None,
     kl_weight: Annotated[float | None, option("kl_weight", "Beta of the VAE's loss.")] = None,
-    ema: Annotated[float | None, option("ema", "Decay of the averaged weights.")] = None,
+    perceptual_weight: Annotated[
+        float | None, option("perceptual_weight", "Of the distance that CLIP sees, in the VAE's loss.")
+    ] = None,
+    adversarial_weight: Annotated[
+        float | None, option("adversarial_weight", "Of a patch discriminator, in the VAE's loss.")
+    ] = None,
+    rank: Annotated[int | None, option("rank", "Of a LoRA.")] = None,
+    alpha: Annotated[float | None, option("alpha", "A LoRA counts alpha / rank (default: the rank).")] = None,
+    target: Annotated[
+        list[str] | None,
+        option("targets", "Layers that get a LoRA, by the end of the name; repeatable.", "--target"),
+    ] = None,
+    token: Annotated[str | None, option("token", "Word that an embedding is called by.")] = None,
+    initialize_from: Annotated[str | None, option("initialize_from", "Word that an embedding starts from.")] = None,
+    ema: Annotated[
+        float | None, option("ema", "Decay of averaged weights; a second average is ten times as short.")
+    ] = None,
+    average: Annotated[str | None, option("average", f"Which weights RUN/model has: {', '.join(AVERAGES)}.")] = None,
     seed: Annotated[int | None, option("seed", "Decides order, captions and noise.")] = None,
+    validation_split: Annotated[float | None, option("validation_split", "Share of pictures held out.")] = None,
+    validate_every: Annotated[int | None, option("validate_every", "Updates between two validations.")] = None,
     sample_prompt: Annotated[
         list[str] | None, option("sample_prompts", "Prompt of the sample sheets; repeatable.", "--sample-prompt")
     ] = None,
@@ -63,9 +110,23 @@ def train(
     checkpoint_every: Annotated[int | None, option("checkpoint_every", "Updates between two checkpoints.")] = None,
     keep: Annotated[int | None, option("keep", "Checkpoints that stay on disk.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of --output.")] = False,
+    on_error: Annotated[
+        str | None, option("on_error", "Pictures and captions that cannot be used: stop, or skip them.")
+    ] = None,
+    allow_data_change: Annotated[bool, option("allow_data_change", "Resume although the data has changed.")] = False,
+    cache: Annotated[str | None, option("cache", "File of latents and text features; none keeps none.")] = None,
+    num_workers: Annotated[int | None, option("num_workers", "Batches that are read ahead.")] = None,
+    tracker: Annotated[str | None, option("tracker", f"{', '.join(TRACKERS)}; metrics.jsonl always.")] = None,
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:N or mps.")] = None,
     precision: Annotated[str | None, option("precision", "auto, fp32, fp16 or bf16.")] = None,
     save_precision: Annotated[str | None, option("save_precision", "Precision of RUN/model.")] = None,
+    gradient_checkpointing: Annotated[
+        bool, option("gradient_checkpointing", "Compute parts twice instead of remembering them.")
+    ] = False,
+    channels_last: Annotated[bool, option("channels_last", "Lay colours of a pixel side by side in memory.")] = False,
+    tf32: Annotated[bool, option("tf32", "Multiply fp32 in tf32, on CUDA.")] = False,
+    compile: Annotated[bool, option("compile", "Compile the network with torch.compile.")] = False,  # noqa: A002
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check data, model and settings; train nothing.")] = False,
     as_json: options.Json = False,
     progress: options.Progress = ProgressChoice.auto,
 ) -> None:
@@ -73,25 +134,30 @@ def train(
 
     \b
     sdcli train --data pictures/ --model emoji --steps 500
-    sdcli train --data pictures/ --part vae --config emoji -o runs/vae
-    sdcli train --data pictures/ --part clip --config emoji --model runs/vae -o runs/clip
-    sdcli train --data pictures/ --part unet --config emoji --model runs/clip -o runs/unet
-    sdcli train -o runs/unet --resume
+    sdcli train --data pictures/ --part lora --model emoji --rank 8 -o runs/mug
+    sdcli train --data pictures/ --part all --config emoji -o runs/mine
+    sdcli train -o runs/mine --resume
     """
-    given = {name: value for name, value in locals().items() if name in DEFAULTS and value is not None}
+    given = {
+        name: value for name, value in locals().items() if name in DEFAULTS and value is not None and value is not False
+    }
     if sample_prompt:
         given["sample_prompts"] = tuple(sample_prompt)
+    if target:
+        given["targets"] = tuple(target)
     settings = saved_settings(given) if resume else new_settings(given)
     with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
-        from sdcli.training.loop import train as run
+        from sdcli.training.stages import train as run
 
     last: dict[str, Any] = {}
     with stopping() as stop, training_progress(progress) as tell:
-        for event in run(settings, resume, stop):
+        for event in run(settings, resume, stop, dry_run):
             tell(event)
             last = event.row() if hasattr(event, "row") else last
     if stop.signal:
-        raise SystemExit(128 + stop.signal)
+        raise SystemExit(130 if stop.signal == signal.SIGINT else 128 + signal.SIGTERM)
+    if dry_run:
+        return
     if as_json:
         options.print_json({"output": settings.output, **last})
     else:
@@ -103,6 +169,8 @@ def new_settings(given: dict[str, Any]) -> TrainSettings:
     if "data" not in given:
         raise SdcliError("--data is missing", hint="give the folder of pictures to learn from: --data pictures/")
     now = datetime.datetime.now()
+    if "config" in given:
+        given = from_table(find_architecture(given["config"]).get("train", {}), given)
     part = given.get("part", DEFAULTS["part"])
     return TrainSettings(**{"output": f"runs/{part}-{now:%Y-%m-%d-%H%M%S}", **given})
 
@@ -111,7 +179,7 @@ def saved_settings(given: dict[str, Any]) -> TrainSettings:
     """Settings of the run in --output, with what may change. Raises SdcliError where there is none."""
     if "output" not in given:
         raise SdcliError("--resume needs --output", hint="name the run that is to go on: --output RUN --resume")
-    from sdcli.training.state import RunFolder
+    from sdcli.training.run_folder import RunFolder
 
     saved = RunFolder(Path(given["output"])).read_settings()
     return resumed(dataclasses.replace(saved, output=given["output"]), given)
@@ -130,7 +198,7 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request to end with a checkpoint; the second ends at once."""
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to end with a checkpoint; the second ends at once."""
     stop = Stop()
 
     def ask(number: int, frame: object) -> None:
@@ -138,7 +206,7 @@ def stopping() -> Iterator[Stop]:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
 
-    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, ask) for each in ENDING}
     try:
         yield stop
     finally:

@@ -46,7 +46,7 @@ class PlainLines(Silent):
 
     def __call__(self, event: Any) -> None:
         """Write a line, unless it is about an update so soon after another line."""
-        if name_of(event) in ("stepped", "preparing"):
+        if name_of(event) in ("stepped", "preparing", "checking"):
             if time.monotonic() - self.last_line_at < LINE_EVERY_S:
                 return
             self.last_line_at = time.monotonic()
@@ -76,8 +76,9 @@ class Bar(Silent):
 
     def __call__(self, event: Any) -> None:
         """Move the bar, or write a line above it."""
-        if name_of(event) == "preparing":
-            self.bar.update(self.task, description="encoding pictures", completed=event.done, total=event.total)
+        if name_of(event) in DOING:
+            doing = DOING[name_of(event)]
+            self.bar.update(self.task, description=doing, completed=event.done, total=event.total)
         elif name_of(event) == "stepped":
             text = f"{losses_text(event)}  {event.images_per_s:.1f} pictures/s"
             self.bar.update(self.task, description=text, completed=event.global_step, total=event.steps)
@@ -95,12 +96,20 @@ def losses_text(event: Any) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in event.losses.items())
 
 
+DOING = {"checking": "looking at pictures", "preparing": "encoding pictures"}
 LINES = {
     "started": lambda event: (
-        f"training {event.part}: {event.parameters / 1e6:.1f} million weights, {event.images} pictures, "
-        f"updates {event.global_step} to {event.steps}, on {event.device}"
+        f"training {event.part}: {event.parameters / 1e6:.3g} million weights, {event.images} pictures, "
+        f"{event.held_out} held out, updates {event.global_step} to {event.steps}, on {event.device}"
+        + (f" in {event.processes} processes" if event.processes > 1 else "")
     ),
-    "preparing": lambda event: f"encoding pictures {event.done}/{event.total}",
+    "checking": lambda event: f"{DOING['checking']} {event.done}/{event.total}",
+    "preparing": lambda event: f"{DOING['preparing']} {event.done}/{event.total}",
+    "warned": lambda event: f"warning: {event.message}",
+    "validated": lambda event: (
+        f"validation after {event.global_step}: "
+        + "  ".join(f"{name} {loss:.4f}" for name, loss in event.losses.items())
+    ),
     "stepped": lambda event: (
         f"{event.global_step}/{event.steps}  {losses_text(event)}  {event.images_per_s:.1f} pictures/s  "
         f"{timedelta(seconds=round(event.eta_s))} left"

@@ -11,7 +11,7 @@ from sdcli.components.unet import UNet
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
 from sdcli.registry import find_architecture, find_model
-from sdcli.training.settings import TrainSettings
+from sdcli.training.settings import ADAPTERS, TrainSettings
 from sdcli.training.tokenizer import train_tokenizer
 
 BUILT_BY = {
@@ -19,9 +19,9 @@ BUILT_BY = {
     "clip": ("tokenizer", "text_encoder", "image_encoder"),
     "unet": ("unet", "scheduler"),
 }
-NEEDED_BY = {"vae": (), "clip": (), "unet": ("vae", "tokenizer", "text_encoder")}
+WHOLE = ("tokenizer", "text_encoder", "unet", "scheduler")  # what an adapter is put onto
 FORM = "sdcli/training/architectures/emoji.toml shows the form; the keys are those of the stock config.json"
-SECTIONS = tuple(section for sections in BUILT_BY.values() for section in sections)
+PIXEL_CHANNELS = 3  # of a UNet that needs no VAE
 
 
 @dataclass
@@ -42,22 +42,51 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
     Raises:
         SdcliError: a component that the part needs is in neither of them.
     """
-    architecture = find_architecture(settings.config, SECTIONS) if settings.config is not None else None
+    architecture = find_architecture(settings.config) if settings.config is not None else None
     model = Model({})
     if settings.model is not None:
         model = load_model(find_model(settings.model).folder, whole_clip=settings.part == "clip" and not architecture)
-    require(
-        model, NEEDED_BY[settings.part], settings, "train it first by --part vae or clip, and give that run by --model"
-    )
+    if settings.part in ADAPTERS:
+        require(model, WHOLE, settings, "name a model that generates pictures")
+        return with_schedule(model, settings)
     if architecture is not None:
         built, clip = build_part(settings.part, architecture, captions)
         model = Model(model.components | built, clip)
     require(model, BUILT_BY[settings.part], settings, "give its architecture by --config, such as --config emoji")
-    if settings.part == "unet" and settings.prediction_type is not None:
-        config = model.components["scheduler"].config
-        scheduler = Scheduler.from_config(config, prediction_type=settings.prediction_type)
-        model = Model(model.components | {"scheduler": scheduler})
-    return model
+    if settings.part != "unet":
+        return model
+    hint = "train it first by --part vae or clip, and give that run by --model"
+    require(model, needed_by_unet(model.components["unet"]), settings, hint)
+    return with_schedule(model, settings)
+
+
+def needed_by_unet(unet: UNet) -> list[str]:
+    """What a UNet is not trained without: one that takes pixels needs no VAE, one that reads no text no CLIP."""
+    reads_text = any("CrossAttn" in kind for kind in unet.config.down_block_types)
+    vae = [] if unet.config.in_channels == PIXEL_CHANNELS else ["vae"]
+    return [*vae, "tokenizer", "text_encoder"] if reads_text else vae
+
+
+def with_schedule(model: Model, settings: TrainSettings) -> Model:
+    """The model with the prediction type and the noise schedule that were asked for.
+
+    Raises:
+        SdcliError: the model's scheduler does not take them.
+    """
+    changes = {}
+    if settings.prediction_type is not None:
+        changes["prediction_type"] = settings.prediction_type
+    if settings.zero_terminal_snr:
+        changes["rescale_betas_zero_snr"] = True
+    if not changes:
+        return model
+    config = model.components["scheduler"].config
+    if settings.zero_terminal_snr and changes.get("prediction_type", config.prediction_type) == "epsilon":
+        raise SdcliError(
+            "--zero-terminal-snr does not go with epsilon prediction, which says nothing where no signal is left",
+            hint="add --prediction-type v_prediction",
+        )
+    return Model(model.components | {"scheduler": Scheduler.from_config(config, **changes)}, model.clip)
 
 
 def load_model(folder: Path, whole_clip: bool) -> Model:

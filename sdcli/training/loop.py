@@ -1,38 +1,59 @@
-"""The training loop: batches in, events out. It prints nothing and knows no part by name but to choose it."""
+"""The training loop: batches in, events out. It prints nothing and knows no part by name."""
 
+import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
-from sdcli.checkpoints import save_components
-from sdcli.checkpoints.clip import clip_parts
+from sdcli.data.store import Store
 from sdcli.device import DTYPES, choose_placement
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.images import save_png, to_image
-from sdcli.pipeline import SdPipeline
-from sdcli.training.assembly import Model, load_model, start_model
-from sdcli.training.dataset import ImageFolder, read_folder
-from sdcli.training.events import Event, Interrupted, Preparing, Sampled, Saved, Started, Stepped
-from sdcli.training.parts import ClipPart, Part, UnetPart, VaePart
-from sdcli.training.settings import TrainSettings
-from sdcli.training.state import Ema, RunFolder, load_state
+from sdcli.training.assembly import load_model, start_model
+from sdcli.training.events import (
+    Event,
+    Interrupted,
+    Preparing,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    Validated,
+    Warned,
+)
+from sdcli.training.feed import Feed
+from sdcli.training.material import Material, gather, open_store
+from sdcli.training.objectives import BINS
+from sdcli.training.optimizers import make_optimizer
+from sdcli.training.pace import Pace, peak_memory_mib
+from sdcli.training.parts import make_part
+from sdcli.training.parts.base import Batch
+from sdcli.training.provenance import provenance
+from sdcli.training.run_folder import RunFolder
+from sdcli.training.settings import ADAPTERS, TrainSettings
+from sdcli.training.state import State
 
-MEASURED_STEPS = 20  # the speed is told over so many updates
+MOST_RETREATS = 2  # returns to the last checkpoint, each with half the learning rate, before a run is given up
+VALIDATED_ON = 16  # batches of held-out pictures, at most
 
 
-def train(settings: TrainSettings, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+class NotFinite(Exception):
+    """The loss or the gradient is not a number."""
+
+
+def train(
+    settings: TrainSettings, resume: bool = False, stop: Callable[[], bool] = lambda: False, dry_run: bool = False
+) -> Iterator[Event]:
     """Train one part of a model in a run folder.
 
     Args:
         settings: of the run; the saved ones, when it goes on.
         resume: go on from the newest checkpoint of the folder instead of beginning it.
         stop: asked after every update; a yes ends the run with a checkpoint.
+        dry_run: end before the first update, and leave nothing on the disk.
 
     Yields:
         What happens, in order.
@@ -40,84 +61,144 @@ def train(settings: TrainSettings, resume: bool = False, stop: Callable[[], bool
     Raises:
         SdcliError: data, model or settings are not usable, or the loss is not a number (exit code 4).
     """
-    trainer = Trainer(settings, resume)
-    yield from trainer.prepare()
-    yield from trainer.run(stop)
+    folder = RunFolder(Path(settings.output))
+    checkpoint = folder.newest() if resume else None
+    if not resume:
+        folder.refuse_existing()
+    store = open_store(settings)
+    material = None
+    for item in gather(settings, store):
+        if isinstance(item, Material):
+            material = item
+        else:
+            yield item
+    if resume:
+        yield from folder.check_data(material.sha256, settings.allow_data_change)
+    if dry_run:
+        yield rehearse(settings, material, store)
+        return
+    trainer = Trainer(settings, folder, checkpoint, material, store)
+    with contextlib.closing(trainer):
+        yield from trainer.prepare()
+        yield from trainer.run(stop)
+
+
+def rehearse(settings: TrainSettings, material: Material, store: Store) -> Event:
+    """Make everything up to the first batch, and tell what would be trained.
+
+    Raises:
+        SdcliError: what `train` would raise before its first update.
+    """
+    placement = choose_placement(settings.device, settings.precision)
+    model = start_model(settings, material.captions)
+    data, held_out = material.shown(settings, model)
+    part = make_part(model, data, settings, store)
+    make_optimizer(part.parameters(), settings)
+    part.batch(data, 0)
+    return Started(
+        part=settings.part,
+        images=len(data),
+        held_out=0 if held_out is None else len(held_out),
+        parameters=sum(parameter.numel() for parameter in part.parameters()),
+        global_step=0,
+        steps=settings.steps,
+        device=str(placement.device),
+        processes=1,
+    )
 
 
 class Trainer:
-    """A run: model, data, optimizer, average, and the folder that they are kept in."""
+    """A run: model, data, optimizer, averages, and the folder that they are kept in.
 
-    def __init__(self, settings: TrainSettings, resume: bool):
+    Args:
+        settings: of the run.
+        folder: of the run.
+        checkpoint: to go on from; None begins.
+        material: what is learned from.
+        store: of what was computed before.
+    """
+
+    def __init__(self, settings, folder: RunFolder, checkpoint: Path | None, material: Material, store):
         self.settings = settings
-        self.folder = RunFolder(Path(settings.output))
-        checkpoint = self.folder.newest() if resume else None
-        if not resume:
-            self.folder.refuse_existing()
+        self.folder = folder
         placement = choose_placement(settings.device, settings.precision)
-        examples = read_folder(Path(settings.data), need_captions=settings.part != "vae")
+        self.accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
+        if settings.tf32:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.manual_seed(settings.seed)
-        if resume:
+        if checkpoint is not None and settings.part not in ADAPTERS:
             self.model = load_model(checkpoint, whole_clip=settings.part == "clip")
         else:
-            self.model = start_model(settings, [caption for each in examples for caption in each.captions])
-        self.accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
-        self.part = choose_part(self.model, ImageFolder(examples, self._resolution(), settings.seed), settings)
-        for component in self.model.components.values():
-            if isinstance(component, torch.nn.Module):
-                component.to(self.accelerator.device).eval().requires_grad_(False)
-        trained = self.part.model.to(self.accelerator.device).train().requires_grad_(True)
-        self.ema = Ema(trained.parameters(), settings.ema)
-        self.optimizer = torch.optim.AdamW(
-            trained.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, settings.warmup, settings.steps)
-        self.network, self.optimizer = self.accelerator.prepare(trained, self.optimizer)
-        self.global_step = 0
-        if resume:
-            self._load(checkpoint)
-        else:
-            self.folder.create()
-        self.folder.write_settings(settings)
-        self.started = Started(
-            part=settings.part,
-            images=len(examples),
-            parameters=sum(parameter.numel() for parameter in trained.parameters()),
-            global_step=self.global_step,
-            steps=settings.steps,
-            device=str(self.accelerator.device),
-        )
+            self.model = start_model(settings, material.captions)
+        self.data, self.held_out = material.shown(settings, self.model)
+        self.part = make_part(self.model, self.data, settings, store)
+        self._place()
+        network = torch.compile(self.part.network) if settings.compile else self.part.network
+        self.state = State(self.part, settings, self.accelerator)
+        self.network = self.accelerator.prepare(network)
+        if self.accelerator.is_main_process:
+            if checkpoint is None:
+                folder.create()
+            folder.lock()
+            folder.sweep()
+            folder.write_settings(settings)
+            folder.write_data(material.sha256, len(material.training), len(material.held_out))
+        self.accelerator.wait_for_everyone()
+        self.metadata = provenance(settings, material, self.model)
+        if checkpoint is not None:
+            self.state.restore(checkpoint)
+            self._forget_metrics()
+        self.feed = Feed(self.part, self.data, self.accelerator, settings.num_workers)
+
+    def close(self) -> None:
+        """Give back what is held: the thread that reads ahead, and the folder."""
+        self.feed.close()
+        if self.accelerator.is_main_process:
+            self.folder.unlock()
 
     def prepare(self) -> Iterator[Event]:
-        """Compute what every step needs."""
-        yield self.started
+        """Tell what is begun, and compute what every pass needs."""
+        yield Started(
+            part=self.settings.part,
+            images=len(self.data),
+            held_out=0 if self.held_out is None else len(self.held_out),
+            parameters=sum(parameter.numel() for parameter in self.part.parameters()),
+            global_step=self.global_step,
+            steps=self.settings.steps,
+            device=str(self.accelerator.device),
+            processes=self.accelerator.num_processes,
+        )
         for done, total in self.part.prepare():
             yield Preparing(done, total)
 
+    @property
+    def global_step(self) -> int:
+        """Updates so far."""
+        return self.state.global_step
+
     def run(self, stop: Callable[[], bool]) -> Iterator[Event]:
-        """Update by update, with samples and checkpoints between them."""
+        """Update by update, with reports, samples and checkpoints between them."""
         settings = self.settings
-        started_at, first = time.perf_counter(), self.global_step
-        marks = [(started_at, first)]
+        if self.global_step == 0 and not self.state.retreats:
+            yield self._save()
+        if self.global_step >= settings.steps:
+            self._write_used()
+            return
+        pace = Pace(self.global_step)
         while self.global_step < settings.steps:
-            losses, gradient_norm = self._update()
-            now = time.perf_counter()
-            marks = [*marks, (now, self.global_step)][-MEASURED_STEPS:]
-            (then, before) = marks[0]
-            seconds_per_step = (now - then) / (self.global_step - before)
-            stepped = Stepped(
-                global_step=self.global_step,
-                steps=settings.steps,
-                losses=losses,
-                learning_rate=self.schedule.get_last_lr()[0],
-                gradient_norm=gradient_norm,
-                images_per_s=settings.batch_size / seconds_per_step,
-                elapsed_s=now - started_at,
-                eta_s=(settings.steps - self.global_step) * seconds_per_step,
-            )
-            self.folder.log(stepped.row())
+            try:
+                stepped = self._update(pace)
+            except NotFinite as error:
+                yield self._retreat(error)
+                pace = Pace(self.global_step)
+                continue
+            self._log(stepped.row())
             yield stepped
-            last, stopped = self.global_step == settings.steps, stop()
+            last, stopped = self.global_step == settings.steps, self._agreed(stop())
+            if self.held_out is not None and (last or self.global_step % settings.validate_every == 0):
+                validated = self._validate()
+                self._log(validated.row())
+                yield validated
             if last or stopped or self.global_step % settings.checkpoint_every == 0:
                 yield self._save()
             if stopped and not last:
@@ -126,88 +207,135 @@ class Trainer:
             if last or self.global_step % settings.sample_every == 0:
                 yield from self._sample()
 
-    def _update(self) -> tuple[dict[str, float], float]:
-        """One step of the optimizer: its losses, and the norm of the gradient before it was clipped."""
-        batch = {name: self._share(tensor) for name, tensor in self.part.batch(self.global_step).items()}
-        losses = self.part.losses(self.network, batch)
-        self.accelerator.backward(losses["loss"])
-        gradient_norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
-        values = {name: self.accelerator.reduce(loss.detach(), "mean").item() for name, loss in losses.items()}
-        if not math.isfinite(values["loss"]):
-            raise SdcliError(
-                f"the loss is not a number after {self.global_step} updates",
-                hint="try a smaller --learning-rate; the last checkpoint is still there",
-                exit_code=EXIT_NOT_A_NUMBER,
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.schedule.step()
-        self.global_step += 1
-        self.ema.update(self.global_step)
-        return values, float(gradient_norm)
+    def _place(self) -> None:
+        """Put every network on its device; only the part's own weights learn."""
+        for component in (*self.model.components.values(), self.part.network):
+            if isinstance(component, torch.nn.Module):
+                component.to(self.accelerator.device).eval().requires_grad_(False)
+        self.part.network.train()
+        for parameter in self.part.parameters():
+            parameter.requires_grad_(True)
+        if self.settings.gradient_checkpointing:
+            self.part.network.enable_gradient_checkpointing()
+        if self.settings.channels_last:
+            self.part.network.to(memory_format=torch.channels_last)
 
-    def _share(self, tensor: Tensor) -> Tensor:
-        """This process's part of a batch, on its device."""
-        processes = self.accelerator.num_processes
-        return tensor.chunk(processes)[self.accelerator.process_index].to(self.accelerator.device)
+    def _update(self, pace: "Pace") -> Stepped:
+        """One step of the optimizer, over all its passes."""
+        settings, accelerator = self.settings, self.accelerator
+        totals: Batch = {}
+        for turn in range(settings.accumulate):
+            with pace.waiting():
+                batch = self.feed.batch(self.global_step * settings.accumulate + turn)
+            last = turn == settings.accumulate - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.network):
+                with accelerator.autocast():
+                    losses = self.part.losses(self.network, batch)
+                accelerator.backward(losses["loss"] / settings.accumulate)
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0) + loss.detach()
+        gradient_norm = accelerator.clip_grad_norm_(self.part.parameters(), settings.max_grad_norm)
+        values, by_timestep = self._reduce(totals)
+        if not math.isfinite(values["loss"]) or not (accelerator.scaler or math.isfinite(gradient_norm)):
+            raise NotFinite(f"after {self.global_step} updates")
+        rate = self.state.update()
+        images = settings.batch_size * settings.accumulate
+        return Stepped(
+            global_step=self.global_step,
+            steps=settings.steps,
+            losses=values,
+            by_timestep=by_timestep,
+            learning_rate=rate,
+            gradient_norm=float(gradient_norm),
+            memory_mib=peak_memory_mib(self.accelerator.device),
+            **pace.after(self.global_step, images, settings.steps),
+        )
+
+    def _reduce(self, totals: Batch) -> tuple[dict[str, float], list[float | None] | None]:
+        """Losses as means over the passes and processes, and the loss in each tenth of the timesteps."""
+        reduce = self.accelerator.reduce
+        told_apart = totals.pop("by_timestep", None)
+        values = {name: (reduce(loss, "mean") / self.settings.accumulate).item() for name, loss in totals.items()}
+        if told_apart is None:
+            return values, None
+        sums, counts = reduce(told_apart, "sum").tolist()
+        return values, [sums[each] / counts[each] if counts[each] else None for each in range(BINS)]
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any process was asked to end."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        asked = torch.tensor(float(stop), device=self.accelerator.device)
+        return self.accelerator.reduce(asked, "sum").item() > 0
+
+    @torch.no_grad()
+    def _validate(self) -> Validated:
+        """The loss of held-out pictures, for the weights as trained and for each average."""
+        count = min(VALIDATED_ON, max(1, self.held_out.order.per_epoch // self.held_out.order.batch_size))
+        batches = [self.feed.share(self.part.batch(self.held_out, number, validating=True)) for number in range(count)]
+        losses = {}
+        for name in ("none", *self.state.averages.decays):
+            with self.state.used(name), self.accelerator.autocast():
+                each = [self.part.losses(self.part.network, batch)["loss"] for batch in batches]
+            mean = self.accelerator.reduce(torch.stack(each).mean(), "mean")
+            losses["raw" if name == "none" else name] = mean.item()
+        return Validated(global_step=self.global_step, losses=losses)
 
     def _sample(self) -> Iterator[Event]:
-        """Show what the averaged weights can do."""
-        with self.ema.applied(), torch.no_grad():
-            picture = self.part.sample()
-        if picture is not None and self.accelerator.is_main_process:
+        """Show what the weights that are used can do."""
+        with self.state.used(self.settings.average), torch.no_grad():
+            picture = self.part.sample() if self.accelerator.is_main_process else None
+        if picture is not None:
             path = self.folder.sample_path(self.global_step)
             save_png(to_image(picture), path)
             yield Sampled(path)
+        self.accelerator.wait_for_everyone()
 
     def _save(self) -> Event:
-        """Write a checkpoint as it is trained, then the averaged weights for `generate`."""
-        self.part.finish()
-        state = {
-            "global_step": self.global_step,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "average": self.ema.average,
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-        }
-        path = self.folder.save(self._write_model, self.global_step, state, self.settings.keep)
-        with self.ema.applied():
+        """Write a checkpoint as it is trained, then the weights that are used."""
+        path = self.folder.checkpoints / f"step-{self.global_step:06d}"
+        if self.accelerator.is_main_process:
             self.part.finish()
-            self._write_model(self.folder.model, DTYPES[self.settings.save_precision])
+            path = self.folder.save(self._write, self.global_step, self.state.capture(), self.settings.keep)
+        self._write_used()
         return Saved(path, self.global_step)
 
-    def _write_model(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        clip = {} if self.model.clip is None else clip_parts(self.model.clip)
-        save_components(self.model.components | clip, folder, dtype=dtype)
+    def _write_used(self) -> None:
+        """Write RUN/model, which `generate` uses."""
+        with self.state.used(self.settings.average):
+            if self.accelerator.is_main_process:
+                self.part.finish()
+                self._write(self.folder.model, DTYPES[self.settings.save_precision])
+        self.accelerator.wait_for_everyone()
 
-    def _load(self, checkpoint: Path) -> None:
-        """Go on exactly where a checkpoint was written; its weights are in place already."""
-        state = load_state(checkpoint)
-        self.global_step = state["global_step"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.ema.load(state["average"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.folder.forget_metrics_after(self.global_step)
+    def _write(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        about = {**self.metadata, "global_step": str(self.global_step)}
+        self.part.write(folder, dtype, about)
 
-    def _resolution(self) -> int:
-        """The side of the training pictures: as asked, else what the model was made for."""
-        if self.settings.resolution is not None:
-            return self.settings.resolution
-        components = self.model.components
-        if self.settings.part == "unet":
-            return components["unet"].config.sample_size * components["vae"].stride
-        if self.settings.part == "clip":
-            return components["image_encoder"].config.image_size
-        return components["vae"].config.sample_size
+    def _retreat(self, error: NotFinite) -> Event:
+        """Return to the last checkpoint with half the learning rate.
 
+        Raises:
+            SdcliError: that was done often enough.
+        """
+        message = f"the loss is not a number {error}"
+        if self.state.retreats >= MOST_RETREATS:
+            raise SdcliError(
+                f"{message}, after {self.state.retreats} returns to the last checkpoint",
+                hint="try a smaller --learning-rate; the checkpoints are still there",
+                exit_code=EXIT_NOT_A_NUMBER,
+            ) from error
+        self.state.retreat(self.folder.newest())
+        self._forget_metrics()
+        self.feed.forget()
+        rate = f"1/{2**self.state.retreats} of the learning rate"
+        return Warned(f"{message}; back to update {self.global_step}, with {rate}")
 
-def choose_part(model: Model, data: ImageFolder, settings: TrainSettings) -> Part:
-    """The part that --part names, over the components of a model."""
-    if settings.part == "vae":
-        return VaePart(model.components["vae"], data, settings)
-    if settings.part == "clip":
-        return ClipPart(model.clip, model.components["tokenizer"], data, settings)
-    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-    return UnetPart(SdPipeline(**{name: model.components[name] for name in names}), data, settings)
+    def _forget_metrics(self) -> None:
+        """Drop what was told of updates that are done again."""
+        if self.accelerator.is_main_process:
+            self.folder.forget_metrics_after(self.global_step)
+
+    def _log(self, row: dict[str, object]) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.log(row)

@@ -2,29 +2,81 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sdcli.errors import SdcliError
-from sdcli.settings import LARGEST_SEED, check_choice, check_range, check_size
+from sdcli.settings import LARGEST_SEED, check_choice, check_range, check_size, check_text
 
-PARTS = ("vae", "clip", "unet")
+PARTS = ("unet", "vae", "clip", "lora", "embedding", "all")
+STAGES = ("vae", "clip", "unet")  # of --part all; each needs those before it
+ADAPTERS = ("lora", "embedding")  # parts that are put onto a model, which stays as it is
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
-NEARLY_ONE = 0.999999
-RANGES = (  # of settings that are numbers: name, least, most
-    ("steps", 1, math.inf),
-    ("batch_size", 1, math.inf),
-    ("sample_every", 1, math.inf),
-    ("checkpoint_every", 1, math.inf),
-    ("keep", 1, math.inf),
-    ("warmup", 0, math.inf),
-    ("weight_decay", 0, math.inf),
-    ("kl_weight", 0, math.inf),
-    ("seed", 0, LARGEST_SEED),
-    ("ema", 0, NEARLY_ONE),
-    ("caption_dropout", 0, 1),
+LOSSES = ("mse", "l1", "huber", "perceptual")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree")
+LR_SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
 )
-MAY_CHANGE_ON_RESUME = ("steps", "sample_every", "sample_prompts", "checkpoint_every", "keep", "device")
+AVERAGES = ("long", "short", "none")
+SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
+TRACKERS = ("none", "tensorboard", "wandb")
+ON_ERROR = ("stop", "skip")
+CHOICES = {  # of settings that are names; None stands for a choice that something else makes
+    "part": PARTS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "lr_schedule": LR_SCHEDULES,
+    "average": AVERAGES,
+    "prediction_type": PREDICTION_TYPES,
+    "save_precision": SAVE_PRECISIONS,
+    "tracker": TRACKERS,
+    "on_error": ON_ERROR,
+}
+NEARLY_ONE = 0.999999
+MOST_WORKERS = 64
+RANGES = {  # of settings that are numbers: least, most
+    "steps": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "sample_every": (1, math.inf),
+    "validate_every": (1, math.inf),
+    "checkpoint_every": (1, math.inf),
+    "keep": (1, math.inf),
+    "rank": (1, math.inf),
+    "warmup": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "kl_weight": (0, math.inf),
+    "perceptual_weight": (0, math.inf),
+    "adversarial_weight": (0, math.inf),
+    "noise_offset": (0, 1),
+    "seed": (0, LARGEST_SEED),
+    "num_workers": (0, MOST_WORKERS),
+    "ema": (0, NEARLY_ONE),
+    "caption_dropout": (0, 1),
+    "random_flip": (0, 1),
+    "validation_split": (0, 0.9),
+}
+POSITIVE = ("learning_rate", "max_grad_norm", "snr_gamma", "alpha")
+MAY_CHANGE_ON_RESUME = (
+    "steps",
+    "sample_every",
+    "sample_prompts",
+    "validate_every",
+    "checkpoint_every",
+    "keep",
+    "average",
+    "save_precision",
+    "tracker",
+    "num_workers",
+    "cache",
+    "device",
+    "allow_data_change",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,51 +88,137 @@ class TrainSettings:
     part: str = "unet"
     model: str | None = None  # what to start from; None with a config trains from scratch
     config: str | None = None  # architecture of the part, where the model has none
+    stages: dict[str, dict[str, object]] = field(default_factory=dict)  # what --part all does otherwise for one part
+    # how the data is shown
+    resolution: int | None = None  # side of the square pictures in pixels; None is the model's own
+    buckets: bool = False  # keep about the aspect ratio of pictures
+    random_crop: bool = False  # cut anywhere, not at the centre
+    random_flip: float = 0.0  # share of pictures mirrored left to right
+    caption_dropout: float = 0.1  # share of captions left out, for classifier-free guidance
+    validation_split: float = 0.0  # share of pictures held out
+    on_error: str = "stop"  # what to do about pictures and captions that cannot be used
+    allow_data_change: bool = False  # go on although the data is not what it was
+    cache: str | None = None  # file of latents and text features; None is the user's own, "none" keeps them in memory
+    num_workers: int = 1  # threads that read pictures ahead
+    # what is learned
+    loss: str | None = None  # None is the part's own
+    prediction_type: str | None = None  # None is the model's own
+    zero_terminal_snr: bool = False  # rescale the noise schedule so that its last step is pure noise
+    snr_gamma: float | None = None  # min-SNR loss weighting; None weighs all timesteps alike
+    noise_offset: float = 0.0  # standard deviation of what is added to all of a channel's noise alike
+    kl_weight: float = 1e-6  # beta of the VAE's loss
+    perceptual_weight: float = 0.0  # of the distance of CLIP features in the VAE's loss
+    adversarial_weight: float = 0.0  # of the patch discriminator in the VAE's loss
+    rank: int = 8  # of a LoRA
+    alpha: float | None = None  # a LoRA counts alpha / rank; None is the rank
+    targets: tuple[str, ...] = ()  # layers that get a LoRA, by the end of their names; () is every attention's four
+    token: str | None = None  # word that an embedding is called by
+    initialize_from: str | None = None  # text that an embedding starts from
+    # how it is learned
     steps: int = 1000  # optimizer updates
-    batch_size: int = 16  # images per update, over all processes
+    batch_size: int = 16  # pictures per pass through the network, over all processes
+    accumulate: int = 1  # passes per update
     learning_rate: float = 1e-4  # at its peak
-    warmup: int = 100  # updates until the peak; a cosine falls to 0 from there
+    lr_schedule: str = "cosine"
+    warmup: int = 100  # updates until the peak
+    optimizer: str = "adamw"
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     ema: float = 0.999  # decay per update of the averaged weights
-    resolution: int | None = None  # side of the square images in pixels; None is the model's own
-    caption_dropout: float = 0.1  # share of captions left out, for classifier-free guidance
-    prediction_type: str | None = None  # None is the model's own
-    snr_gamma: float | None = None  # min-SNR loss weighting; None weighs all timesteps alike
-    kl_weight: float = 1e-6  # beta of the VAE's loss
+    average: str = "long"  # which weights are used: averaged by `ema`, ten times as short, or not averaged
     seed: int = 0
+    # how it is computed
+    device: str = "auto"
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    tf32: bool = False
+    compile: bool = False
+    # what is told and kept
+    validate_every: int = 500
     sample_every: int = 500
     sample_prompts: tuple[str, ...] = ()
     checkpoint_every: int = 500
     keep: int = 2  # checkpoints that stay on disk
-    device: str = "auto"
-    precision: str = "auto"
     save_precision: str = "fp32"  # of model/, which `generate` uses
+    tracker: str = "none"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sample_prompts", tuple(self.sample_prompts))
-        check_choice("--part", self.part, PARTS)
-        check_choice("--save-precision", self.save_precision, SAVE_PRECISIONS)
-        check_choice("--prediction-type", self.prediction_type, PREDICTION_TYPES)
-        for name, least, most in RANGES:
+        for name in ("sample_prompts", "targets"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, known in CHOICES.items():
+            check_choice(f"--{flag(name)}", getattr(self, name), known)
+        for name, (least, most) in RANGES.items():
             check_range(f"--{flag(name)}", getattr(self, name), least, most)
-        for name in ("learning_rate", "max_grad_norm", "snr_gamma"):
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 hint = f"{getattr(TrainSettings, name) or 5} is usual"
                 raise SdcliError(f"--{flag(name)} must be a positive number, got {value}", hint=hint)
         if self.resolution is not None:
             check_size("--resolution", self.resolution)
+        for prompt in self.sample_prompts:
+            check_text("--sample-prompt", prompt)
+        self._check_part()
+        self._check_stages()
+
+    def _check_part(self) -> None:
+        """Refuse what does not go with the part that is trained."""
         if self.model is None and self.config is None:
             raise SdcliError(
                 "nothing to train: neither --model nor --config is given",
                 hint="--model NAME fine-tunes a model; --config emoji trains that architecture from scratch",
             )
+        if self.part in ADAPTERS and (self.model is None or self.config is not None):
+            raise SdcliError(f"--part {self.part} is put onto a model", hint="give one by --model, and no --config")
+        if self.part == "embedding" and (self.token is None or not self.token.strip() or " " in self.token):
+            raise SdcliError("--part embedding needs a word", hint="such as --token '<my-cat>', without blanks")
+        of_one_part = {"token": "embedding", "initialize_from": "embedding", "targets": "lora", "alpha": "lora"}
+        for name, part in of_one_part.items():
+            if getattr(self, name) and self.part != part:
+                raise SdcliError(f"--{flag(name)} goes with --part {part} only", hint="leave it out")
+        if self.part == "clip" and self.loss is not None:
+            raise SdcliError("--part clip has one loss, the contrastive one", hint="leave out --loss")
+        if self.part == "vae" and self.loss == "perceptual":
+            raise SdcliError("--loss perceptual goes with --part unet", hint="for a VAE, add it by --perceptual-weight")
+
+    def _check_stages(self) -> None:
+        """Refuse settings of a single part that no such part can have."""
+        if self.stages and self.part != "all":
+            raise SdcliError("settings for single parts go with --part all only", hint="leave out [train.vae] and such")
+        for part, changes in self.stages.items():
+            check_choice("[train]", part, STAGES)
+            known = {each.name for each in dataclasses.fields(self)} - {"data", "output", "part", "stages"}
+            for name in changes:
+                check_choice(f"[train.{part}]", name, tuple(sorted(known)))
+            self.stage(part)
+
+    def stage(self, part: str) -> "TrainSettings":
+        """The settings of one part of --part all, but for the model that it starts from."""
+        common = {name: value for name, value in dataclasses.asdict(self).items() if name != "stages"}
+        return TrainSettings(**{**common, "part": part, **self.stages.get(part, {})})
+
+
+def from_table(table: dict[str, object], given: dict[str, object]) -> dict[str, object]:
+    """The settings that a file has in its table [train], and those that were given, which win.
+
+    Raises:
+        SdcliError: the file has a setting that there is not.
+    """
+    known = tuple(each.name for each in dataclasses.fields(TrainSettings) if each.name != "stages")
+    chosen = {}
+    for name, value in table.items():
+        if name in STAGES and isinstance(value, dict):
+            chosen.setdefault("stages", {})[name] = value
+        else:
+            check_choice("[train]", name, (*known, *STAGES))
+            chosen[name] = value
+    return {**chosen, **given}
 
 
 def flag(name: str) -> str:
     """The command-line spelling of a setting's name."""
-    return name.replace("_", "-")
+    return {"sample_prompts": "sample-prompt"}.get(name, name.replace("_", "-"))
 
 
 def resumed(saved: TrainSettings, asked: dict[str, object]) -> TrainSettings:
@@ -100,4 +238,9 @@ def resumed(saved: TrainSettings, asked: dict[str, object]) -> TrainSettings:
                 f"--{flag(name)} is {before} in the run to resume, got {value}",
                 hint=f"leave it out, or start a new run; {', '.join(map(flag, MAY_CHANGE_ON_RESUME))} may change",
             )
-    return dataclasses.replace(saved, **{name: asked[name] for name in asked if name in MAY_CHANGE_ON_RESUME})
+    changes = {name: asked[name] for name in asked if name in MAY_CHANGE_ON_RESUME}
+    stages = {
+        part: {name: value for name, value in each.items() if name not in changes}
+        for part, each in saved.stages.items()
+    }
+    return dataclasses.replace(saved, **{"allow_data_change": False, "stages": stages, **changes})

@@ -1,150 +1,102 @@
-"""What a run keeps on disk: settings, metrics, samples, checkpoints; and the averaged weights."""
+"""Everything that an update changes: weights, optimizer, schedule, averages; to a checkpoint and back."""
 
-import dataclasses
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from accelerate import Accelerator
 
-from sdcli.checkpoints.writing import whole_folder, write_text
-from sdcli.errors import SdcliError
-from sdcli.training.settings import TrainSettings
+from sdcli.training.assembly import load_model
+from sdcli.training.averages import Averages
+from sdcli.training.optimizers import make_optimizer, make_schedule
+from sdcli.training.parts import Part
+from sdcli.training.run_folder import load_state
+from sdcli.training.settings import ADAPTERS, TrainSettings
 
-STATE = "training_state.pt"
 
-
-class Ema:
-    """Weights averaged over the updates, which make better pictures than the last ones.
+class State:
+    """The state of a run between two updates.
 
     Args:
-        parameters: the weights that are trained.
-        decay: share of the average that an update keeps; it rises to this from 0.1 in the first updates.
-
-    Reference: Song et al. 2020 (arXiv:2006.09011), technique 5.
+        part: whose weights are trained.
+        settings: of the run.
+        accelerator: scales gradients where they are fp16.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], decay: float):
-        self.parameters = list(parameters)
-        self.decay = decay
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
+    def __init__(self, part: Part, settings: TrainSettings, accelerator: Accelerator):
+        self.part = part
+        self.settings = settings
+        self.accelerator = accelerator
+        self.averages = Averages(part.parameters(), settings.ema)
+        optimizer = make_optimizer(part.parameters(), settings)
+        self.schedule = make_schedule(optimizer, settings)
+        self.optimizer = accelerator.prepare(optimizer)
+        self.global_step = 0  # updates so far
+        self.retreats = 0  # returns to a checkpoint, each of which halved the learning rate
 
-    @torch.no_grad()
-    def update(self, global_step: int) -> None:
-        """Move the average towards the weights after update number `global_step`."""
-        decay = min(self.decay, (1 + global_step) / (10 + global_step))
-        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+    def update(self) -> float:
+        """Take a step along the gradients that are there; gives the learning rate that it had."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.part.updated()
+        rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        self.global_step += 1
+        self.averages.update(self.global_step)
+        return rate
 
-    def load(self, average: list[Tensor]) -> None:
-        """Go on from an average that was saved."""
-        for ours, saved in zip(self.average, average, strict=True):
-            ours.copy_(saved)
+    def capture(self) -> dict[str, Any]:
+        """All but the weights, which a checkpoint has in files of their own."""
+        scaler = self.accelerator.scaler
+        return {
+            "global_step": self.global_step,
+            "retreats": self.retreats,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "averages": self.averages.state(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "part": self.part.state(),
+        }
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the averaged weights in the place of the trained ones for a while."""
-        trained = [parameter.detach().clone() for parameter in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+    def restore(self, checkpoint: Path) -> None:
+        """Go on exactly where a checkpoint was written; whole components are in place already."""
+        saved = load_state(checkpoint)
+        self.global_step, self.retreats = saved["global_step"], saved["retreats"]
+        self.part.load(checkpoint, saved["part"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.averages.load(saved["averages"])
+        if self.accelerator.scaler and saved["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+
+    def retreat(self, checkpoint: Path) -> None:
+        """Return to a checkpoint, weights and all, and go on from there at half the learning rate."""
+        self.optimizer.zero_grad()
+        if self.settings.part not in ADAPTERS:  # theirs come back with `restore`
+            fresh = load_model(checkpoint, whole_clip=self.settings.part == "clip")
+            source = fresh.clip if self.settings.part == "clip" else fresh.components[self.settings.part]
+            self.part.network.load_state_dict(source.state_dict())
+        retreats = self.retreats + 1
+        self.restore(checkpoint)
+        lower = 2.0 ** (self.retreats - retreats)  # the checkpoint may have been written after an earlier return
+        self.retreats = retreats
+        self.schedule.base_lrs = [rate * lower for rate in self.schedule.base_lrs]
+        for group in self.optimizer.param_groups:
+            group["lr"] *= lower
+        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    @contextlib.contextmanager
+    def used(self, average: str) -> Iterator[None]:
+        """Put the weights in place that are to be used rather than trained further."""
+        free = hasattr(self.optimizer.optimizer, "eval")  # a schedule-free optimizer averages by itself
+        if free:
+            self.optimizer.optimizer.eval()
+        self.part.network.eval()
         try:
-            yield
+            with self.averages.applied("none" if free else average):
+                yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.parameters, trained)
-
-
-class RunFolder:
-    """The folder of one training run.
-
-    `settings.json`, `metrics.jsonl`, `samples/`, `checkpoints/step-000500/` (the model as trained, and the training
-    state), `checkpoints/latest`, and `model/`, the averaged weights of the newest checkpoint.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.model = path / "model"
-
-    def refuse_existing(self) -> None:
-        """Raise SdcliError where there is something already: a run is never begun over another one."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise SdcliError(
-                f"{self.path} exists already", hint="go on with it by --resume, or choose another --output"
-            )
-
-    def create(self) -> None:
-        """Make the folders. Raises SdcliError where they cannot be made."""
-        try:
-            self.checkpoints.mkdir(parents=True)
-            (self.path / "samples").mkdir()
-        except OSError as error:
-            raise SdcliError(
-                f"cannot write to {self.path}: {error.strerror}", hint="choose another --output"
-            ) from error
-
-    def read_settings(self) -> TrainSettings:
-        """The settings of a run to resume. Raises SdcliError where there is none."""
-        path = self.path / "settings.json"
-        try:
-            return TrainSettings(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise SdcliError(f"no run to resume in {self.path}", hint="leave out --resume to start one") from None
-        except (json.JSONDecodeError, TypeError) as error:
-            raise SdcliError(f"{path} cannot be read: {error}", hint="was it changed by hand?") from error
-
-    def write_settings(self, settings: TrainSettings) -> None:
-        """Save the settings beside the run that they make."""
-        write_text(self.path / "settings.json", json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-
-    def log(self, row: dict[str, object]) -> None:
-        """Add a line to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def forget_metrics_after(self, global_step: int) -> None:
-        """Drop the lines of updates that the run is about to do again."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["global_step"] <= global_step]
-        write_text(path, "".join(line + "\n" for line in kept))
-
-    def sample_path(self, global_step: int) -> Path:
-        """Where the sample sheet of an update goes."""
-        return self.path / "samples" / f"step-{global_step:06d}.png"
-
-    def newest(self) -> Path:
-        """The newest whole checkpoint. Raises SdcliError where there is none yet."""
-        latest = self.checkpoints / "latest"
-        if not (latest / STATE).exists():
-            raise SdcliError(f"{self.path} has no checkpoint to go on from", hint="delete it and start anew")
-        return latest.resolve()
-
-    def save(self, write_model: Callable[[Path], None], global_step: int, state: dict[str, object], keep: int) -> Path:
-        """Write a checkpoint whole: beside its place first, then renamed; older ones go only after that."""
-        target = self.checkpoints / f"step-{global_step:06d}"
-        with whole_folder(target, mark=STATE) as scratch:
-            write_model(scratch)
-            with open(scratch / STATE, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-        link = self.checkpoints / ".latest.tmp"
-        link.unlink(missing_ok=True)
-        link.symlink_to(target.name)
-        link.replace(self.checkpoints / "latest")
-        self._rotate(keep)
-        return target
-
-    def _rotate(self, keep: int) -> None:
-        by_step = sorted(self.checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-        for old in by_step[:-keep]:
-            shutil.rmtree(old)
-
-
-def load_state(checkpoint: Path) -> dict[str, object]:
-    """The training state of a checkpoint; only tensors and plain values are read."""
-    return torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
+            self.part.network.train()
+            if free:
+                self.optimizer.optimizer.train()

@@ -1,0 +1,115 @@
+"""From examples to the batches of a run: sizes, crops, flips, captions, all following from the seed and the batch."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdcli.data.folder import Example
+from sdcli.data.order import Order, Size, bucket_sizes, nearest_size
+from sdcli.data.scan import Picture
+from sdcli.images import Image, crop_box, load_image, scale_and_cut, to_pixel_values
+
+KEPT_BYTES = 2 * 2**30  # pictures that stay in memory once decoded
+CENTRE = (0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """How a picture becomes one of the size that is trained on."""
+
+    resolution: int  # side of square pictures, in pixels
+    multiple: int  # what divides every side of a bucket
+    buckets: bool = False  # keep about the aspect ratio, instead of cutting a square
+    random_crop: bool = False  # cut anywhere, instead of at the centre
+    random_flip: float = 0.0  # share of pictures mirrored left to right
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of a batch: which, brought to what size, cut where, mirrored or not."""
+
+    index: int
+    size: Size
+    place: tuple[float, float] = CENTRE  # of the cut; see `crop_box`
+    flipped: bool = False
+
+
+class Pictures:
+    """The examples of a run, as batches that any process computes alike from their number.
+
+    Args:
+        pictures: all that there is to learn from.
+        framing: sizes, crops and flips.
+        batch_size: pictures in a batch.
+        seed: of the order, and of everything drawn for a batch.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], framing: Framing, batch_size: int, seed: int):
+        self.pictures = pictures
+        self.framing = framing
+        self.seed = seed
+        square = [(framing.resolution, framing.resolution)]
+        choice = bucket_sizes(framing.resolution, framing.multiple) if framing.buckets else square
+        self.sizes = [nearest_size(picture.size, choice) for picture in pictures]
+        self.order = Order(self.sizes, [picture.example.repeats for picture in pictures], batch_size, seed)
+        self._decoded: dict[tuple[int, tuple[float, float]], Image.Image] = {}
+        self._room = KEPT_BYTES // (3 * framing.resolution**2)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def example(self, index: int) -> Example:
+        """The example with that index."""
+        return self.pictures[index].example
+
+    def batch(self, number: int) -> list[Shown]:
+        """The pictures of a batch, all of one size."""
+        draw = random.Random(f"framing {self.seed} {number}")
+        shown = []
+        for index in self.order.batch(number):
+            place = (draw.random(), draw.random()) if self.framing.random_crop else CENTRE
+            flipped = draw.random() < self.framing.random_flip
+            shown.append(Shown(index, self.sizes[index], place, flipped))
+        return shown
+
+    def captions(self, batch: Sequence[Shown], number: int) -> list[str]:
+        """One caption for each picture of a batch, drawn anew whenever the picture is shown."""
+        draw = random.Random(f"captions {self.seed} {number}")
+        return [draw.choice(self.example(shown.index).captions) for shown in batch]
+
+    def generator(self, number: int) -> torch.Generator:
+        """The source of all other chance in a batch."""
+        return torch.Generator().manual_seed(random.Random(f"{self.seed} {number}").getrandbits(63))
+
+    def at_rest(self, index: int, flipped: bool = False) -> Shown:
+        """A picture as it is shown where chance does not cut it."""
+        return Shown(index, self.sizes[index], CENTRE, flipped)
+
+    def spread(self, count: int) -> list[Shown]:
+        """At most `count` pictures, evenly from the first to the last."""
+        count = min(count, len(self))
+        return [self.at_rest(place * len(self) // count) for place in range(count)]
+
+    def pixel_values(self, batch: Sequence[Shown]) -> Tensor:
+        """Pictures of one size, (B, 3, H, W) in [-1, 1]."""
+        return torch.cat([self._pixel_values(shown) for shown in batch])
+
+    def crop(self, shown: Shown) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what is cut from the picture's own pixels, before it is scaled."""
+        return crop_box(self.pictures[shown.index].size, shown.size, shown.place)
+
+    def _pixel_values(self, shown: Shown) -> Tensor:
+        pixel_values = to_pixel_values(self._scaled(shown))  # (1, 3, H, W)
+        return pixel_values.flip(3) if shown.flipped else pixel_values
+
+    def _scaled(self, shown: Shown) -> Image.Image:
+        key = (shown.index, shown.place)
+        if key in self._decoded:
+            return self._decoded[key]
+        picture = scale_and_cut(load_image(self.example(shown.index).path), shown.size, self.crop(shown))
+        if shown.place == CENTRE and len(self._decoded) < self._room:
+            self._decoded[key] = picture
+        return picture

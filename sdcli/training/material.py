@@ -1,0 +1,138 @@
+"""From a folder to the pictures of a run: looked at, problems refused or left out, some held out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sdcli.components.unet import UNet
+from sdcli.data.folder import LAYOUTS, Example, Problem, read_contents
+from sdcli.data.pictures import Framing, Pictures
+from sdcli.data.scan import Picture, hash_of, refuse, scan
+from sdcli.data.store import Store, default_store
+from sdcli.errors import SdcliError
+from sdcli.training.assembly import Model
+from sdcli.training.events import Checking, Warned
+from sdcli.training.settings import TrainSettings
+
+TOLD = 5  # problems that are told one by one when they are left out
+TOLD_EVERY = 256  # pictures between two reports of progress
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from, and what is held out to measure it on."""
+
+    training: list[Picture]
+    held_out: list[Picture]
+    sha256: str  # of all of it
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions that are trained on."""
+        return [caption for picture in self.training for caption in picture.example.captions]
+
+    def shown(self, settings: TrainSettings, model: Model) -> tuple[Pictures, Pictures | None]:
+        """Batches to train on, and batches to validate with, where pictures are held out."""
+        framing = choose_framing(settings, model)
+        training = Pictures(self.training, framing, settings.batch_size, settings.seed)
+        if not self.held_out:
+            return training, None
+        at_rest = replace(framing, random_crop=False, random_flip=0.0)
+        size = min(settings.batch_size, len(self.held_out))
+        return training, Pictures(self.held_out, at_rest, size, settings.seed)
+
+
+def gather(settings: TrainSettings, store: Store) -> Iterator[Checking | Warned | Material]:
+    """Look at everything in the folder; the last that is given is the material.
+
+    Raises:
+        SdcliError: there is no folder or nothing in it, or something in it cannot be used and is not to be left out.
+    """
+    folder = Path(settings.data)
+    contents = read_contents(folder)
+    problems, pictures = list(contents.problems), []
+    need_captions = settings.part not in ("vae", "embedding")
+    for number, item in enumerate(scan(contents, store, need_captions), start=1):
+        (pictures if isinstance(item, Picture) else problems).append(item)
+        if number % TOLD_EVERY == 0:
+            yield Checking(number, len(contents.examples))
+    if settings.on_error == "stop":
+        refuse(problems, folder)
+    yield from left_out(problems)
+    if settings.part == "embedding":
+        pictures = [replace(each, example=with_word(each.example, settings.token)) for each in pictures]
+    held_out = [each for each in pictures if is_held_out(each, settings.validation_split)]
+    training = [each for each in pictures if not is_held_out(each, settings.validation_split)]
+    if not training:
+        raise SdcliError(
+            f"no pictures {'to train on ' if held_out else ''}in {folder}",
+            hint=f"{len(held_out)} are held out" if held_out else f"expected {LAYOUTS}",
+        )
+    if settings.validation_split and not held_out:
+        yield Warned(f"--validation-split {settings.validation_split} of {len(pictures)} pictures is none")
+    yield Material(training, held_out, hash_of(pictures, contents.folder))
+
+
+def left_out(problems: list[Problem]) -> Iterator[Warned]:
+    """Tell what is not trained on."""
+    for problem in problems[:TOLD]:
+        yield Warned(f"left out: {problem.place} {problem.message}")
+    if len(problems) > TOLD:
+        yield Warned(f"left out: {len(problems) - TOLD} more, which `sdcli data check` lists")
+
+
+def is_held_out(picture: Picture, share: float) -> bool:
+    """Whether a picture is for validation: its hash decides, so copies of it are on the same side, in every run."""
+    return int(picture.sha256[:8], 16) < share * 2**32
+
+
+def with_word(example: Example, token: str) -> Example:
+    """An example whose captions say a word: those that do, or all of them with it in front."""
+    saying = tuple(caption for caption in example.captions if token in caption)
+    captions = saying or tuple(f"{token}, {caption}" for caption in example.captions) or (token,)
+    return replace(example, captions=captions)
+
+
+def choose_framing(settings: TrainSettings, model: Model) -> Framing:
+    """The size of the training pictures: as asked, else what the model was made for.
+
+    Raises:
+        SdcliError: the networks cannot divide it.
+    """
+    components = model.components
+    vae, unet = components.get("vae"), components.get("unet")
+    stride = 1 if vae is None else vae.stride
+    multiple = stride
+    if settings.part == "clip":
+        native = components["image_encoder"].config.image_size
+    elif settings.part == "vae":
+        native = vae.config.sample_size
+    else:
+        sample_size = unet.config.sample_size
+        native = stride * (sample_size if isinstance(sample_size, int) else min(sample_size))
+        multiple = stride * halvings(unet)
+    resolution = native if settings.resolution is None else settings.resolution
+    if resolution % multiple and settings.part != "clip":
+        raise SdcliError(
+            f"--resolution {resolution} is no multiple of {multiple}, which this model needs",
+            hint=f"try {max(multiple, resolution // multiple * multiple)}",
+        )
+    return Framing(
+        resolution=resolution,
+        multiple=multiple,
+        buckets=settings.buckets,
+        random_crop=settings.random_crop,
+        random_flip=settings.random_flip,
+    )
+
+
+def halvings(unet: UNet) -> int:
+    """By what the UNet divides the sides of latents on its way down."""
+    return 2 ** (len(unet.config.block_out_channels) - 1)
+
+
+def open_store(settings: TrainSettings) -> Store:
+    """The cache that the settings name."""
+    if settings.cache == "none":
+        return Store(None)
+    return Store(default_store() if settings.cache is None else Path(settings.cache))

@@ -1,0 +1,219 @@
+"""The UNet learns to tell what noise was added to the latents of a picture, given its caption."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sdcli.components.clip import normalize_for_clip
+from sdcli.components.schedule import add_noise, to_original_sample, velocity
+from sdcli.data.pictures import Pictures, Shown
+from sdcli.data.store import Store
+from sdcli.errors import SdcliError
+from sdcli.pipeline import SdPipeline
+from sdcli.settings import DenoiseSettings
+from sdcli.training.assembly import Model
+from sdcli.training.objectives import by_timestep, denoising_loss, min_snr_weights, perceptual_error
+from sdcli.training.parts.base import SHOWN, Batch, Part, in_batches, same_size, sheet
+from sdcli.training.settings import TrainSettings
+
+SAMPLED_WITH = DenoiseSettings(num_inference_steps=20, guidance_scale=4.0)
+KEPT_BYTES = 2 * 2**30  # text features, and latents, that stay in memory once computed
+LEVELS = 4  # timesteps at which a batch that is held out is looked at
+
+
+class UnetPart(Part):
+    """Noise is added to latents that were encoded once; text features are computed once for each caption."""
+
+    def __init__(self, model: Model, data: Pictures, settings: TrainSettings, store: Store):
+        super().__init__(model, data, settings)
+        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "image_encoder")
+        self.pipeline = SdPipeline(**{name: model.components.get(name) for name in names})
+        self.network = self.pipeline.unet
+        self.scheduler = self.pipeline.scheduler
+        self.prediction_type = self.scheduler.config.prediction_type
+        self.store = store
+        self._vae_hash = "" if self.pipeline.vae is None else hash_of_weights(self.pipeline.vae)
+        self._text_hash = "" if self.pipeline.text_encoder is None else hash_of_weights(self.pipeline.text_encoder)
+        self._latents: dict[Shown, Tensor] = {}
+        self._prompt_embeds: dict[bytes, Tensor] = {}
+        if settings.loss == "perceptual" and self.pipeline.image_encoder is None:
+            raise SdcliError(
+                "--loss perceptual needs the image tower of a CLIP, and the model has none",
+                hint="`sdcli train --part clip` makes one; or take --loss mse",
+            )
+
+    @property
+    def cached(self) -> bool:
+        """Whether latents are computed once: there is a VAE, and pictures are always cut alike."""
+        return self.pipeline.vae is not None and not self.settings.random_crop
+
+    def prepare(self) -> Iterator[tuple[int, int]]:
+        """Encode every picture once, unless its latents are kept from before; mirrored ones as well, if wanted."""
+        if not self.cached:
+            return
+        flips = (False, True) if 0 < self.settings.random_flip < 1 else (self.settings.random_flip == 1,)
+        wanted = [self.data.at_rest(index, flipped) for index in range(len(self.data)) for flipped in flips]
+        done = 0
+        for shown in in_batches(wanted):
+            self._moments(self.data, shown)
+            done += len(shown)
+            yield done, len(wanted)
+
+    def batch(self, data: Pictures, number: int, validating: bool = False) -> Batch:
+        """Moments of latents, or pictures where they are not cached, noise, timesteps and tokens of captions."""
+        shown = data.batch(number)
+        generator = data.generator(number)
+        if self.cached:
+            batch = {"moments": self._moments(data, shown)}  # (B, 2C, h, w)
+            shape = (len(shown), batch["moments"].shape[1] // 2, *batch["moments"].shape[2:])
+        else:
+            batch = {"pixel_values": data.pixel_values(shown)}
+            shape = self.sizes(batch["pixel_values"])
+        batch["drawn"] = torch.randn(shape, generator=generator)
+        steps = self.scheduler.num_train_timesteps
+        if validating:
+            levels = (torch.arange(len(shown)) + number) % LEVELS
+            batch["timesteps"] = ((levels + 0.5) * steps / LEVELS).long()
+        else:
+            batch["timesteps"] = torch.randint(steps, (len(shown),), generator=generator)
+        batch["noise"] = torch.randn(shape, generator=generator)
+        if self.settings.noise_offset and not validating:
+            offset = torch.randn(*shape[:2], 1, 1, generator=generator)
+            batch["noise"] = batch["noise"] + self.settings.noise_offset * offset
+        if self.pipeline.text_encoder is not None:
+            dropped = torch.rand(len(shown), generator=generator) < (0 if validating else self.settings.caption_dropout)
+            captions = data.captions(shown, number)
+            captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
+            batch["input_ids"] = self.pipeline.tokenize(captions)
+        return batch
+
+    def losses(self, network: nn.Module, batch: Batch) -> Batch:
+        """The error of the prediction at each image's own timestep."""
+        scheduler, timesteps = self.scheduler, batch["timesteps"]
+        latents = self._drawn_latents(batch)
+        noisy_latents = add_noise(latents, batch["noise"], timesteps, scheduler.alphas_cumprod)
+        embeds = self._embed(batch["input_ids"]) if "input_ids" in batch else None
+        model_output = network(noisy_latents, timesteps, embeds)
+        if self.settings.loss == "perceptual":
+            per_image = self._perceptual(model_output, noisy_latents, latents, timesteps)
+        else:
+            targets = {
+                "epsilon": lambda: batch["noise"],
+                "v_prediction": lambda: velocity(latents, batch["noise"], timesteps, scheduler.alphas_cumprod),
+                "sample": lambda: latents,
+            }
+            gamma = self.settings.snr_gamma
+            weights = min_snr_weights(scheduler.alphas_cumprod, timesteps, gamma, self.prediction_type)
+            target = targets[self.prediction_type]()
+            per_image = denoising_loss(model_output, target, weights, self.settings.loss or "mse")
+        told_apart = by_timestep(per_image, timesteps, scheduler.num_train_timesteps)
+        return {"loss": per_image.mean(), "by_timestep": told_apart}
+
+    def sample(self) -> Tensor:
+        """The sample prompts as pictures, always from the same noise."""
+        shown = same_size(self.data.spread(SHOWN))
+        prompts = list(self.settings.sample_prompts) or self.data.captions(shown, 0)
+        width, height = shown[0].size
+        embeds = self.pipeline.encode_prompt(prompts, [""] * len(prompts))
+        generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
+        latents = self.pipeline.prepare_latents(generators, height, width)
+        latents = self.pipeline.denoise(latents, *embeds, SAMPLED_WITH, generators)
+        return sheet(self.pipeline.decode(latents), columns=4)
+
+    def _perceptual(self, model_output: Tensor, noisy_latents: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """How differently CLIP sees the picture that the prediction means and the true one, (B,)."""
+        alpha_bar = self.scheduler.alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1)
+        predicted = to_original_sample(model_output.float(), noisy_latents, alpha_bar, self.prediction_type)
+        return perceptual_error(self._features(predicted), self._features(latents))
+
+    def _features(self, latents: Tensor) -> list[Tensor]:
+        """What every layer of CLIP's image tower makes of the pictures of latents."""
+        pixel_values = latents
+        if self.pipeline.vae is not None:
+            pixel_values = self.pipeline.vae.decode(latents / self.pipeline.vae.config.scaling_factor)
+        tower = self.pipeline.image_encoder.vision_model
+        return list(tower(normalize_for_clip(pixel_values, tower.config.image_size)).hidden_states[1:])
+
+    @torch.no_grad()
+    def _drawn_latents(self, batch: Batch) -> Tensor:
+        """Latents as the VAE's posterior draws them, scaled, (B, C, h, w)."""
+        if self.pipeline.vae is None:
+            return batch["pixel_values"]
+        moments = batch["moments"] if "moments" in batch else self._encode(batch["pixel_values"])
+        mean, deviation = moments.to(batch["drawn"].device).chunk(2, dim=1)
+        return (mean + deviation * batch["drawn"]) * self.pipeline.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """Mean and standard deviation of the latents of pictures, (B, 2C, h, w) in float32 on the CPU."""
+        posterior = self.pipeline.vae.encode(pixel_values.to(self.pipeline.vae.device))
+        return torch.cat([posterior.mean, (0.5 * posterior.log_variance).exp()], dim=1).float().cpu()
+
+    def _moments(self, data: Pictures, shown: Sequence[Shown]) -> Tensor:
+        """What `_encode` gives for pictures, from memory, from the cache, or computed now."""
+        found: dict[Shown, Tensor] = {}
+        for each in shown:
+            known = self._latents.get((data, each))
+            if known is None:
+                kept = self.store.get_array(self._key(data, each))
+                known = None if kept is None else torch.from_numpy(kept)
+            if known is not None:
+                found[each] = known
+        missing = [each for each in dict.fromkeys(shown) if each not in found]
+        if missing:
+            fresh = self._encode(data.pixel_values(missing))
+            self.store.put_arrays(
+                (self._key(data, each), moments.numpy()) for each, moments in zip(missing, fresh, strict=True)
+            )
+            found |= dict(zip(missing, fresh, strict=True))
+        for each, moments in found.items():
+            if len(self._latents) * moments.nbytes < KEPT_BYTES:
+                self._latents[data, each] = moments
+        return torch.stack([found[each] for each in shown])
+
+    def _key(self, data: Pictures, shown: Shown) -> str:
+        """Everything that the latents of a picture follow from."""
+        sha256 = data.pictures[shown.index].sha256
+        return f"latents 1 {sha256} {data.crop(shown)} {shown.size} {shown.flipped} {self._vae_hash}"
+
+    @torch.no_grad()
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """Text features (B, L, D) of tokens (B, L), from memory, from the cache, or computed now."""
+        keys = [row.numpy().tobytes() for row in input_ids.cpu()]
+        found: dict[bytes, Tensor] = {}
+        for key in dict.fromkeys(keys):
+            known = self._prompt_embeds.get(key)
+            if known is None:
+                kept = self.store.get_array(self._text_key(key))
+                known = None if kept is None else torch.from_numpy(kept)
+            if known is not None:
+                found[key] = known
+        missing = {key: row for key, row in zip(keys, input_ids, strict=True) if key not in found}
+        if missing:
+            fresh = self.pipeline.text_encoder(torch.stack(list(missing.values()))).last_hidden_state.float().cpu()
+            found |= (computed := dict(zip(missing, fresh, strict=True)))
+            if self._has_room(fresh[0]):
+                self.store.put_arrays((self._text_key(key), features.numpy()) for key, features in computed.items())
+        for key, features in found.items():
+            if self._has_room(features):
+                self._prompt_embeds[key] = features
+        return torch.stack([found[key] for key in keys]).to(input_ids.device)
+
+    def _text_key(self, tokens: bytes) -> str:
+        """Everything that the features of tokens follow from."""
+        return f"text 1 {hashlib.sha256(tokens).hexdigest()} {self._text_hash}"
+
+    def _has_room(self, features: Tensor) -> bool:
+        """Whether more text features are to be kept, in memory and on disk."""
+        return len(self._prompt_embeds) * features.nbytes < KEPT_BYTES
+
+
+def hash_of_weights(network: nn.Module) -> str:
+    """SHA-256 of the weights of a network, whatever file they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

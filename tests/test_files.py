@@ -1,0 +1,41 @@
+"""Files appear whole or not at all, and never over one that is to stay."""
+
+import pytest
+
+from sdcli import files
+from sdcli.errors import SdcliError
+from sdcli.files import write_whole
+
+
+def test_without_replacement_the_file_that_is_there_stays(tmp_path):
+    """And no temporary file does."""
+    path = tmp_path / "a.txt"
+    write_whole(b"first", path, replace=False)
+    with pytest.raises(FileExistsError):
+        write_whole(b"second", path, replace=False)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    """The disk fills up before the rename."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(SdcliError, match="No space left on device") as raised:
+        write_whole(b"new", path)
+    assert "space" in raised.value.hint
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path):
+    """A file has its name; with and without replacement."""
+    (tmp_path / "file").touch()
+    for replace in (True, False):
+        with pytest.raises(SdcliError, match="cannot make the folder"):
+            write_whole(b"x", tmp_path / "file" / "a.png", replace)
