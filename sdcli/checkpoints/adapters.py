@@ -55,8 +55,10 @@ def write_lora(
         layer = "lora_" + name.removesuffix(DOWN).removesuffix(UP).replace(".", "_")
         kohya |= {f"{layer}.{below}.weight": tensor, f"{layer}.alpha": torch.tensor(float(alpha))}
     rank = min(tensor.shape[0] for name, tensor in ready.items() if name.endswith(DOWN))
-    # Stock reads the alpha of a file in peft's names from this entry of its metadata.
-    about = {"lora_adapter_metadata": json.dumps({"unet.r": rank, "unet.lora_alpha": alpha}), "alpha": str(alpha)}
+    # Where a file has peft's names, stock reads the alpha from this entry of its metadata.
+    layers = sorted({name.removeprefix("unet.").removesuffix(DOWN) for name in ready if name.endswith(DOWN)})
+    config = {"unet.r": rank, "unet.lora_alpha": alpha, "unet.target_modules": layers}
+    about = {"lora_adapter_metadata": json.dumps(config)}
     with whole_folder(folder, ADAPTER) as beside:
         write_tensors(beside / LORA, ready, {**metadata, **about})
         write_tensors(beside / KOHYA, kohya, {**metadata, "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)})
@@ -132,7 +134,7 @@ def add_token(tokenizer: CLIPTokenizer, text_encoder: TextEncoder, token: str, v
     if vector.shape[1] != table.embedding_dim:
         widths = f"{vector.shape[1]} numbers wide, the text encoder's {table.embedding_dim}"
         raise SdcliError(f"the vector of {token} is {widths}", hint=OTHER_MODEL)
-    if token in tokenizer.get_vocab():
+    if {token, f"{token.lower()}</w>"} & tokenizer.get_vocab().keys():
         raise SdcliError(f"the tokenizer knows {token!r} already", hint="choose a word of your own, such as '<my-cat>'")
     tokenizer.add_tokens([AddedToken(token, normalized=False)])
     # Some models have room for more tokens than their tokenizer knows; new ones go where the tokenizer puts them.

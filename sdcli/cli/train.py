@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,14 +150,15 @@ def train(
     with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
         from sdcli.training.stages import train as run
 
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` has started
     last: dict[str, Any] = {}
-    with stopping() as stop, training_progress(progress) as tell:
+    with stopping() as stop, training_progress(progress if first else ProgressChoice.none) as tell:
         for event in run(settings, resume, stop, dry_run):
             tell(event)
             last = event.row() if hasattr(event, "row") else last
     if stop.signal:
         raise SystemExit(130 if stop.signal == signal.SIGINT else 128 + signal.SIGTERM)
-    if dry_run:
+    if dry_run or not first:
         return
     if as_json:
         options.print_json({"output": settings.output, **last})

@@ -123,6 +123,11 @@ class Trainer:
         self.folder = folder
         placement = choose_placement(settings.device, settings.precision)
         self.accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
+        if settings.batch_size % self.accelerator.num_processes:
+            raise SdcliError(
+                f"--batch-size {settings.batch_size} does not divide among {self.accelerator.num_processes} processes",
+                hint=f"make it a multiple of {self.accelerator.num_processes}",
+            )
         if settings.tf32:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.manual_seed(settings.seed)

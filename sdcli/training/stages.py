@@ -27,20 +27,22 @@ def train(
         folder.create()
         folder.write_settings(settings)
     before = settings.model
-    for stage in stages_of(settings):
-        stage = dataclasses.replace(stage, model=before)
-        own = RunFolder(Path(stage.output))
-        going_on = resume and own.has_checkpoint()
-        if not going_on and own.path.exists():
-            shutil.rmtree(own.path)  # killed before its first checkpoint
-        if not going_on or finished_steps(own) < stage.steps:
-            for event in loop.train(stage, going_on, stop, dry_run):
+    stages = stages_of(settings)
+    for stage, following in zip(stages, [*stages[1:], None], strict=True):
+        run = RunFolder(Path(stage.output))
+        begun = resume and run.has_checkpoint()
+        # What a later part has been trained on stays as it is.
+        settled = begun and following is not None and RunFolder(Path(following.output)).has_checkpoint()
+        if not settled and not (begun and finished_steps(run) >= stage.steps):
+            if run.path.exists() and not begun:
+                shutil.rmtree(run.path)  # killed before its first checkpoint
+            for event in loop.train(dataclasses.replace(stage, model=before), begun, stop, dry_run):
                 yield event
                 if isinstance(event, Interrupted):
                     return
         if dry_run:
             return
-        folder.use(own)
+        folder.use(run)
         before = stage.output
 
 

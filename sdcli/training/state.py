@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from sdcli.training.assembly import load_model
@@ -89,14 +90,25 @@ class State:
     @contextlib.contextmanager
     def used(self, average: str) -> Iterator[None]:
         """Put the weights in place that are to be used rather than trained further."""
-        free = hasattr(self.optimizer.optimizer, "eval")  # a schedule-free optimizer averages by itself
-        if free:
-            self.optimizer.optimizer.eval()
         self.part.network.eval()
         try:
-            with self.averages.applied("none" if free else average):
-                yield
+            if hasattr(self.optimizer.optimizer, "eval"):
+                with self._averaged_by_optimizer():
+                    yield
+            else:
+                with self.averages.applied(average):
+                    yield
         finally:
             self.part.network.train()
-            if free:
-                self.optimizer.optimizer.train()
+
+    @contextlib.contextmanager
+    def _averaged_by_optimizer(self) -> Iterator[None]:
+        """Let a schedule-free optimizer put its own average in place, and the trained weights back to the bit."""
+        trained = [parameter.detach().clone() for parameter in self.part.parameters()]
+        self.optimizer.optimizer.eval()
+        try:
+            yield
+        finally:
+            self.optimizer.optimizer.train()
+            with torch.no_grad():
+                torch._foreach_copy_(self.part.parameters(), trained)

@@ -1,0 +1,361 @@
+"""Runs as people have them: several processes, kills, NaN, changed data, other optimizers, parts on top of parts."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
+from sdcli.training.events import Interrupted, Saved, Started, Stepped, Validated, Warned
+from sdcli.training.parts.vae import VaePart
+from sdcli.training.run_folder import RunFolder
+from sdcli.training.settings import TrainSettings
+from sdcli.training.stages import train
+
+ROOT = Path(__file__).parent.parent
+
+
+def settings(data: Path, output: Path, **changes) -> TrainSettings:
+    common = {"batch_size": 4, "learning_rate": 2e-3, "warmup": 2, "device": "cpu", "ema": 0.9, "steps": 4}
+    return TrainSettings(**{"data": str(data), "output": str(output), "cache": "none", **common, **changes})
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, squares, architecture) -> Path:
+    """A whole model: VAE, CLIP and UNet, each barely trained."""
+    run = tmp_path_factory.mktemp("runs") / "all"
+    list(train(settings(squares, run, part="all", config=str(architecture), steps=2)))
+    return run
+
+
+def of_kind(events: list, kind: type) -> list:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def rows_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(run: Path, part: str) -> dict[str, torch.Tensor]:
+    (file,) = (run / "model" / part).glob("*.safetensors")
+    return load_file(file)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "sdcli", "train", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_all_parts_in_turn_make_a_model(model):
+    """RUN/model is the last part's, and has every component."""
+    assert sorted(path.name for path in model.iterdir() if path.is_dir()) == sorted(
+        ["checkpoints", "clip", "model", "samples", "unet", "vae"]
+    )
+    index = json.loads((model / "model" / "model_index.json").read_text())
+    assert all(index[name][0] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "image_encoder"))
+
+
+@pytest.mark.parametrize("part", ["vae", "clip", "unet"])
+def test_two_processes_learn_what_one_does(part, tmp_path, squares, model):
+    """The same global batch on 1 and on 2 processes over gloo: losses and gradients agree to 1e-4 of their size, which
+    is what another order of summing floats makes of them in four updates.
+    """
+    flags = ["--data", squares, "--model", model, "--part", part, "--steps", 4, "--batch-size", 4, "--warmup", 1]
+    flags += ["--device", "cpu", "--learning-rate", "1e-3", "--progress", "none"]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launched += ["--master_port", str(29500 + os.getpid() % 1000), *command(*flags, "-o", tmp_path / "two")[1:]]
+    subprocess.run(command(*flags, "-o", tmp_path / "one"), env=environment(), check=True)
+    result = subprocess.run(launched, env=environment(), check=True, capture_output=True, text=True)
+    assert result.stdout == f"{tmp_path / 'two'}\n"
+    for alone, shared in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+        assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
+
+
+def test_passes_of_an_update_are_averaged(tmp_path, squares, model, monkeypatch):
+    """Two passes of the same batch are one update of it."""
+    original = VaePart.batch
+    monkeypatch.setattr(VaePart, "batch", lambda self, data, number, validating=False: original(self, data, 0))
+    for name, accumulate in (("once", 1), ("twice", 2)):
+        list(train(settings(squares, tmp_path / name, part="vae", model=str(model), accumulate=accumulate)))
+    expected, actual = weights_of(tmp_path / "once", "vae"), weights_of(tmp_path / "twice", "vae")
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_away_rate_ends_with_its_own_code_and_keeps_checkpoints(tmp_path, squares, architecture):
+    """Twice back to the last checkpoint with half the rate, then exit code 4."""
+    run = settings(squares, tmp_path / "run", part="vae", config=str(architecture), learning_rate=1e30, steps=50)
+    events = []
+    with pytest.raises(SdcliError, match="not a number") as caught:
+        for event in train(run):
+            events.append(event)
+    assert caught.value.exit_code == EXIT_NOT_A_NUMBER
+    assert [event.message.split("with ")[1] for event in of_kind(events, Warned)] == [
+        "1/2 of the learning rate",
+        "1/4 of the learning rate",
+    ]
+    assert all(tensor.isfinite().all() for tensor in weights_of(tmp_path / "run", "vae").values())
+
+
+def test_after_one_slip_a_run_goes_on_at_half_the_rate(tmp_path, squares, model, monkeypatch):
+    """From the checkpoint before it, with the same batches, and the metrics tell every update once."""
+    original, slips = VaePart.losses, iter([False] * 5 + [True])
+
+    def slippery(self, network, batch):
+        losses = original(self, network, batch)
+        return losses | {"loss": losses["loss"] * float("nan")} if next(slips, False) else losses
+
+    monkeypatch.setattr(VaePart, "losses", slippery)
+    changes = {"part": "vae", "model": str(model), "steps": 8, "checkpoint_every": 3, "lr_schedule": "constant"}
+    events = list(train(settings(squares, tmp_path / "run", warmup=0, **changes)))
+    (warning,) = of_kind(events, Warned)
+    assert "back to update 3" in warning.message
+    rows = rows_of(tmp_path / "run")
+    assert [row["global_step"] for row in rows] == list(range(1, 9))
+    assert [row["learning_rate"] for row in rows] == pytest.approx([2e-3] * 3 + [1e-3] * 5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "prodigy", "schedulefree"])
+def test_every_optimizer_resumes_to_the_bit(optimizer, tmp_path, squares, model):
+    """Six updates are three and three, whatever state the optimizer keeps."""
+    pytest.importorskip({"prodigy": "prodigyopt", "schedulefree": "schedulefree"}.get(optimizer, "torch"))
+    changes = {"part": "vae", "model": str(model), "optimizer": optimizer, "lr_schedule": "constant"}
+    changes |= {"adversarial_weight": 0.1, "perceptual_weight": 0.1, "checkpoint_every": 3, "steps": 6}
+    whole, parted = (settings(squares, tmp_path / name, **changes) for name in ("whole", "parted"))
+    list(train(whole))
+    asked = iter([False] * 2 + [True])
+    assert isinstance(list(train(parted, stop=lambda: next(asked)))[-1], Interrupted)
+    list(train(parted, resume=True))
+    expected, actual = weights_of(tmp_path / "whole", "vae"), weights_of(tmp_path / "parted", "vae")
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_an_optional_optimizer_that_is_not_there_says_what_to_install(tmp_path, squares, model):
+    if shutil.which("nvidia-smi"):
+        pytest.skip("bitsandbytes may be there")
+    with pytest.raises(SdcliError, match="needs bitsandbytes, which is not installed"):
+        list(train(settings(squares, tmp_path / "run", part="vae", model=str(model), optimizer="adamw8bit")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber", "perceptual"])
+def test_every_loss_teaches_the_unet(loss, tmp_path, squares, model):
+    """The mean of the last ten of forty updates is below that of the first ten, whatever is minimised."""
+    changes = {"model": str(model), "loss": loss, "steps": 40, "noise_offset": 0.05, "random_flip": 0.5}
+    losses = [
+        event.losses["loss"]
+        for event in train(settings(squares, tmp_path / "run", **changes))
+        if isinstance(event, Stepped)
+    ]
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_losses_are_told_apart_by_timestep(tmp_path, squares, model):
+    """Ten numbers, of which those with images average to the loss."""
+    events = list(train(settings(squares, tmp_path / "run", model=str(model), steps=30)))
+    steps = of_kind(events, Stepped)
+    seen = [tenth for step in steps for tenth, loss in enumerate(step.by_timestep) if loss is not None]
+    assert set(seen) == set(range(10))
+    lonely = [step for step in steps if sum(loss is not None for loss in step.by_timestep) == 4]
+    assert lonely
+    for step in lonely:
+        told = [loss for loss in step.by_timestep if loss is not None]
+        assert sum(told) / 4 == pytest.approx(step.losses["loss"], rel=1e-4)
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """Forty pictures of two shapes, all different."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(40):
+        image = Image.new("RGB", (32, 32) if number % 2 else (64, 32), (6 * number, 100, 255 - 6 * number))
+        image.save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"colour number {number}")
+    return folder
+
+
+def test_validation_is_fixed_and_sees_what_training_does_not(many, tmp_path, model):
+    """The same held-out pictures give the same loss, with the weights of the same update, in a run that resumes."""
+    changes = {"model": str(model), "validation_split": 0.25, "validate_every": 2, "steps": 4}
+    events = list(train(settings(many, tmp_path / "run", **changes)))
+    (started,) = of_kind(events, Started)
+    assert started.images + started.held_out == 40 and 3 <= started.held_out <= 17
+    validated = of_kind(events, Validated)
+    assert [event.global_step for event in validated] == [2, 4]
+    assert set(validated[0].losses) == {"raw", "long", "short"}
+    again = list(train(settings(many, tmp_path / "again", **changes)))
+    assert of_kind(again, Validated) == validated
+
+
+def test_buckets_train_on_pictures_of_their_own_shape(many, tmp_path, model):
+    """A model of 32 pixels sees wide pictures as 48x16, which its three halvings divide, and square ones as 32x32."""
+    changes = {"model": str(model), "buckets": True, "steps": 6, "resolution": 32}
+    list(train(settings(many, tmp_path / "run", **changes)))
+    assert len(rows_of(tmp_path / "run")) == 6
+
+
+def test_changed_data_is_refused_unless_allowed(many, tmp_path, model):
+    run = settings(many, tmp_path / "run", part="vae", model=str(model), steps=2)
+    list(train(run))
+    (many / "00.txt").write_text("another caption")
+    more = dataclasses.replace(run, steps=3)
+    with pytest.raises(SdcliError, match="not what this run has learned from"):
+        list(train(more, resume=True))
+    events = list(train(dataclasses.replace(more, allow_data_change=True), resume=True))
+    assert [event.message for event in of_kind(events, Warned)] == ["going on with other data than before"]
+    assert [event.global_step for event in of_kind(events, Stepped)] == [3]
+
+
+def test_what_cannot_be_used_stops_a_run_or_is_left_out(many, tmp_path, model):
+    (many / "00.png").write_bytes(b"no picture")
+    (many / "01.txt").write_text("  \n")
+    run = settings(many, tmp_path / "run", model=str(model), steps=1)
+    with pytest.raises(SdcliError, match=r"00.png is not a picture \(and 1 more\)"):
+        list(train(run))
+    assert not (tmp_path / "run").exists()
+    events = list(train(dataclasses.replace(run, on_error="skip")))
+    assert of_kind(events, Started)[0].images == 38
+    assert len(of_kind(events, Warned)) == 2
+
+
+def test_two_processes_cannot_train_into_one_folder(tmp_path, squares, model):
+    run = settings(squares, tmp_path / "run", part="vae", model=str(model), steps=4)
+    first = train(run)
+    for event in first:
+        if isinstance(event, Saved):
+            break
+    with pytest.raises(SdcliError, match="another process is training"):
+        list(train(run, resume=True))
+    first.close()
+    assert of_kind(list(train(run, resume=True)), Stepped)
+
+
+def test_latents_are_computed_once_and_never_stale(many, tmp_path, model, monkeypatch):
+    """A second run on the same cache encodes nothing; one changed picture is encoded, and so is all for another VAE."""
+    from sdcli.components.vae import VAE
+
+    encoded = []
+    original = VAE.encode
+    monkeypatch.setattr(VAE, "encode", lambda self, images: encoded.append(len(images)) or original(self, images))
+    cache = tmp_path / "cache.sqlite3"
+
+    def run(name: str, **changes) -> int:
+        encoded.clear()
+        common = {"model": str(model), "steps": 1, "cache": str(cache)}
+        list(train(settings(many, tmp_path / name, **common | changes)))
+        return sum(encoded)
+
+    assert run("first") == 40
+    assert run("second") == 0
+    Image.new("RGB", (32, 32), "black").save(many / "01.png")
+    assert run("third") == 1
+    assert run("mirrored", random_flip=0.5) == 40
+    list(train(settings(many, tmp_path / "vae", part="vae", model=str(model), steps=4)))
+    shutil.copytree(tmp_path / "vae" / "model" / "vae", tmp_path / "other" / "vae")
+    for name in ("text_encoder", "tokenizer", "unet", "scheduler"):
+        shutil.copytree(model / "model" / name, tmp_path / "other" / name)
+    shutil.copy(model / "model" / "model_index.json", tmp_path / "other")
+    index = json.loads((tmp_path / "other" / "model_index.json").read_text())
+    index["image_encoder"] = [None, None]
+    (tmp_path / "other" / "model_index.json").write_text(json.dumps(index))
+    assert run("fourth", model=str(tmp_path / "other")) == 40
+
+
+def test_a_damaged_cache_is_begun_anew(squares, tmp_path, model):
+    cache = tmp_path / "cache.sqlite3"
+    cache.write_bytes(b"this is no database" * 1000)
+    list(train(settings(squares, tmp_path / "run", model=str(model), steps=1, cache=str(cache))))
+    assert cache.read_bytes().startswith(b"SQLite format 3")
+
+
+def test_a_dry_run_checks_everything_and_leaves_nothing(squares, tmp_path, model):
+    events = list(train(settings(squares, tmp_path / "run", model=str(model)), dry_run=True))
+    assert [type(event) for event in events] == [Started]
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_tell_where_they_come_from(squares, tmp_path, model):
+    """Settings, data and parents are in the header of every weights file, and nothing of this machine."""
+    list(train(settings(squares, tmp_path / "run", model=str(model), steps=1)))
+    with safe_open(tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["sdcli.training"])
+    assert (about["settings"]["part"], about["settings"]["learning_rate"], about["images"]) == ("unet", 2e-3, 4)
+    assert "unet/diffusion_pytorch_model.safetensors" in about["parents"]
+    assert str(tmp_path) not in json.dumps(
+        {name: value for name, value in about["settings"].items() if name != "model"}
+    )
+
+
+def test_the_average_may_be_chosen_after_training(squares, tmp_path, model):
+    """Another average makes another RUN/model, without another update; "none" is the weights as trained."""
+    run = settings(squares, tmp_path / "run", part="vae", model=str(model), steps=6, ema=0.93)
+    list(train(run))
+    used = {}
+    for average in ("long", "short", "none"):
+        assert not of_kind(list(train(dataclasses.replace(run, average=average), resume=True)), Stepped)
+        used[average] = weights_of(tmp_path / "run", "vae")["encoder.conv_in.weight"]
+    newest = RunFolder(tmp_path / "run").newest()
+    trained = load_file(newest / "vae" / "diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"]
+    torch.testing.assert_close(used["none"], trained, rtol=0, atol=0)
+    assert not torch.equal(used["long"], used["short"]) and not torch.equal(used["short"], used["none"])
+
+
+def test_a_unet_of_pixels_without_a_vae_is_a_configuration(squares, tmp_path, architecture):
+    """THEORY row 9: the same loop and the same pipeline, without latents."""
+    from sdcli import load_pipeline
+
+    text = architecture.read_text()
+    before, after = text.index("[vae]"), text.index("[text_encoder]")
+    pixels = (text[:before] + text[after:]).replace("sample_size = 8", "sample_size = 16")
+    pixels = pixels.replace("in_channels = 4", "in_channels = 3").replace("out_channels = 4", "out_channels = 3")
+    (tmp_path / "pixels.toml").write_text(pixels)
+    run = settings(squares, tmp_path / "run", part="all", config=str(tmp_path / "pixels.toml"), steps=3)
+    list(train(run))
+    pipeline = load_pipeline(str(tmp_path / "run"))
+    assert pipeline.vae is None
+    assert pipeline("a red square", num_inference_steps=2).images[0].size == (16, 16)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(tmp_path, squares, model):
+    """kill -9 at random moments, resumed each time, ends with the weights of the undisturbed run, bit for bit."""
+    import random
+
+    flags = ["--data", squares, "--model", model, "--steps", 400, "--batch-size", 4, "--checkpoint-every", 7]
+    flags += ["--device", "cpu", "--sample-every", 50, "--progress", "none", "--keep", 3]
+    subprocess.run(command(*flags, "-o", tmp_path / "whole"), env=environment(), check=True)
+    chance, run = random.Random(0), tmp_path / "killed"
+    process = subprocess.Popen(command(*flags, "-o", run), env=environment())
+    wait_for(run / "checkpoints" / "latest")
+    for _ in range(10):
+        time.sleep(chance.uniform(0, 6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = subprocess.Popen(command("-o", run, "--resume", "--progress", "none"), env=environment())
+    assert process.wait() == 0
+    expected, actual = weights_of(tmp_path / "whole", "unet"), weights_of(run, "unet")
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert [row["global_step"] for row in rows_of(run)] == list(range(1, 401))
+    assert not [path for path in run.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not path.exists():
+        time.sleep(0.02)
