@@ -18,6 +18,7 @@ from sdcli.files import make_folder, write_whole
 from sdcli.images import PICTURES
 
 NEAR = 6  # bits of 256 in which the outlines of near-duplicates differ at most
+OUTLINE_BYTES, COLOUR_BYTES = 32, 48
 NEAR_COLOUR = 16  # of 255, by which a colour of theirs differs at most
 TOKENS_APART = 8  # width of a class of the token histogram
 PLAIN_MODES = ("RGB", "RGBA", "P", "L", "LA", "1")  # of pixels that every tool reads alike
@@ -132,10 +133,10 @@ def twins(pictures: list[Picture]) -> Iterator[Problem]:
             first[picture.sha256] = path
             different.append(picture)
     outlines, colours = (
-        numpy.array([list(bytes.fromhex(getattr(each.facts, name))) for each in different], dtype=numpy.uint8)
+        numpy.frombuffer(b"".join(bytes.fromhex(getattr(each.facts, name)) for each in different), numpy.uint8)
         for name in ("outline", "colours")
     )
-    for earlier, later in near_pairs(outlines, colours):
+    for earlier, later in near_pairs(outlines.reshape(-1, OUTLINE_BYTES), colours.reshape(-1, COLOUR_BYTES)):
         path = different[later].example.path
         yield Problem("near-duplicate", str(path), f"looks like {different[earlier].example.path}", path)
 
@@ -154,7 +155,7 @@ def near_pairs(outlines: numpy.ndarray, colours: numpy.ndarray) -> list[tuple[in
         For each picture that looks like an earlier one, the first of these and its own index.
     """
     nearest: dict[int, int] = {}
-    for band in numpy.array_split(numpy.arange(outlines.shape[1] if outlines.ndim == 2 else 0), NEAR + 1):
+    for band in numpy.array_split(numpy.arange(outlines.shape[1]), NEAR + 1):
         alike = defaultdict(list)
         for index, key in enumerate(outlines[:, band]):
             alike[key.tobytes()].append(index)
@@ -193,7 +194,8 @@ def mend(report: Report) -> list[Path]:
     folder = report.folder.resolve()
     aside = folder.with_name(f"{folder.name}.rejected")
     contents = read_contents(report.folder)
-    lines = {int(each.place.rpartition(":")[2]) for each in report.problems if named_by_line(each, contents)}
+    places = [place for each in report.problems for place in (each.place, each.named_at)]
+    lines = {int(place.rpartition(":")[2]) for place in places if place.startswith(f"{contents.metadata}:")}
     moved = []
     if lines:
         mend_metadata(contents.metadata, lines, aside / contents.metadata.name)
@@ -205,11 +207,6 @@ def mend(report: Report) -> list[Path]:
             move(each, aside / each.resolve().relative_to(folder))
             moved.append(each)
     return moved
-
-
-def named_by_line(problem: Problem, contents: Contents) -> bool:
-    """Whether the place of a problem is a line of the metadata."""
-    return contents.metadata is not None and problem.place.startswith(f"{contents.metadata}:")
 
 
 def mend_metadata(metadata: Path, lines: set[int], aside: Path) -> None:

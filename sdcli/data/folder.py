@@ -35,6 +35,7 @@ class Problem:
     place: str  # the file, or the file and its line
     message: str  # what is wrong, to be read after the place
     path: Path | None = None  # the file that is to blame
+    named_at: str = ""  # the file and the line that name it, where that is another place
 
 
 @dataclass

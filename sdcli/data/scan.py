@@ -54,7 +54,7 @@ def look(example: Example, store: Store, need_captions: bool) -> Picture | Probl
         sha256, facts = describe(example.path, store)
     except SdcliError as error:
         message = str(error).removeprefix(f"{example.path} ")
-        return Problem("bad-picture", str(example.path), message, example.path)
+        return Problem("bad-picture", str(example.path), message, example.path, named_at=example.place)
     return Picture(example, sha256, facts)
 
 

@@ -35,6 +35,7 @@ from sdcli.training.provenance import provenance
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import ADAPTERS, TrainSettings
 from sdcli.training.state import State
+from sdcli.training.trackers import find_tracker, plain
 
 MOST_RETREATS = 2  # returns to the last checkpoint, each with half the learning rate, before a run is given up
 VALIDATED_ON = 16  # batches of held-out pictures, at most
@@ -122,7 +123,12 @@ class Trainer:
         self.settings = settings
         self.folder = folder
         placement = choose_placement(settings.device, settings.precision)
-        self.accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
+        self.accelerator = Accelerator(
+            cpu=placement.device.type == "cpu",
+            mixed_precision=placement.mixed_precision,
+            log_with=find_tracker(settings.tracker),
+            project_dir=folder.path,
+        )
         if settings.batch_size % self.accelerator.num_processes:
             raise SdcliError(
                 f"--batch-size {settings.batch_size} does not divide among {self.accelerator.num_processes} processes",
@@ -148,6 +154,7 @@ class Trainer:
             folder.sweep()
             folder.write_settings(settings)
             folder.write_data(material.sha256, len(material.training), len(material.held_out))
+        self.accelerator.init_trackers(folder.path.name, config=plain(settings))
         self.accelerator.wait_for_everyone()
         self.metadata = provenance(settings, material, self.model)
         if checkpoint is not None:
@@ -158,6 +165,8 @@ class Trainer:
     def close(self) -> None:
         """Give back what is held: the thread that reads ahead, and the folder."""
         self.feed.close()
+        for tracker in self.accelerator.trackers:  # not `end_training`, which leaves the other processes for good
+            tracker.finish()
         if self.accelerator.is_main_process:
             self.folder.unlock()
 
@@ -344,3 +353,5 @@ class Trainer:
     def _log(self, row: dict[str, object]) -> None:
         if self.accelerator.is_main_process:
             self.folder.log(row)
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        self.accelerator.log(numbers, step=self.global_step)
