@@ -176,6 +176,7 @@ def make(
             device=str(placement.device),
             precision=placement.precision,
             weights=fingerprints.get(),
+            training=fingerprints.training,
         )
         blocks = text_blocks(settings, provenance)
         file_format = SUFFIXES[picture.path.suffix.lower()]

@@ -44,6 +44,7 @@ class Provenance:
         device: as torch spells it.
         precision: fp32, fp16 or bf16.
         weights: SHA-256 of every weight file used, by its path within the model's folder.
+        training: what each weight file says of its making, where `sdcli train` has written that into it.
         versions: of this program and of the libraries that decide the bits.
     """
 
@@ -51,6 +52,7 @@ class Provenance:
     device: str
     precision: str
     weights: dict[str, str]
+    training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
 
     @property

@@ -302,6 +302,18 @@ def test_weights_tell_where_they_come_from(squares, tmp_path, model):
     )
 
 
+def test_a_picture_tells_how_its_weights_were_made(squares, tmp_path, model):
+    """What is in the header of the UNet's file is in the picture's sdcli block too."""
+    from sdcli.cli import run
+
+    list(train(settings(squares, tmp_path / "run", model=str(model), steps=1)))
+    picture = tmp_path / "a.png"
+    arguments = ["--model", tmp_path / "run", "--steps", 2, "--device", "cpu", "-o", picture, "--progress", "none"]
+    assert run(["generate", "a red square", *map(str, arguments)]) == 0
+    about = json.loads(Image.open(picture).text["sdcli"])["training"]["unet/diffusion_pytorch_model.safetensors"]
+    assert about["settings"]["part"] == "unet" and len(about["data_sha256"]) == 64
+
+
 def test_the_average_may_be_chosen_after_training(squares, tmp_path, model):
     """Another average makes another RUN/model, without another update; "none" is the weights as trained."""
     run = settings(squares, tmp_path / "run", part="vae", model=str(model), steps=6, ema=0.93)

@@ -7,9 +7,11 @@ import json
 import os
 import threading
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from sdcli.checkpoints.weights import sha256_of, weight_files
+from sdcli.checkpoints.weights import sha256_of, training_of, weight_files
 from sdcli.checkpoints.writing import write_text
 from sdcli.errors import SdcliError
 from sdcli.files import state_of
@@ -36,6 +38,12 @@ class Fingerprints(threading.Thread):
         self._remembered = read_remembered()
         self._error: SdcliError | None = None
         self.start()
+
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        """What each file says of its training, by its path within the folder; nothing of those that say nothing."""
+        told = {name: training_of(path) for path, name in self.names.items()}
+        return {name: about for name, about in told.items() if about is not None}
 
     def run(self) -> None:
         """Hash every file that is not remembered."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from sdcli.device import Placement
 from sdcli.errors import SdcliError
 
 STEMS = ("diffusion_pytorch_model", "model")  # how diffusers and transformers name a component's weights
+TRAINING = "sdcli.training"  # entry of a weights file's metadata that says how it was made
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 FETCH_AGAIN = "the download or the copy was cut off: fetch the file again"
@@ -46,6 +48,20 @@ def open_weights(path: Path) -> safe_open:
         raise cannot_read(path, error) from error
     except SafetensorError as error:
         raise SdcliError(f"{path} is damaged: {error}", hint=FETCH_AGAIN) from error
+
+
+def training_of(path: Path) -> dict[str, Any] | None:
+    """What a weights file says of its own training; None where it says nothing.
+
+    Raises:
+        SdcliError: as for `read_tensors`.
+    """
+    with open_weights(path) as file:
+        text = (file.metadata() or {}).get(TRAINING)
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return None
 
 
 def check_start(start: bytes, size: int, name: object) -> None:

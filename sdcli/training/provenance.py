@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sdcli import __version__
 from sdcli.checkpoints import sha256_of, weight_files
+from sdcli.checkpoints.weights import TRAINING
 from sdcli.registry import find_model
 from sdcli.training.assembly import Model
 from sdcli.training.settings import TrainSettings
@@ -35,7 +36,7 @@ def provenance(settings: TrainSettings, material: "Material", model: Model) -> d
         "images": len(material.training),
         "parents": parents(settings),
     }
-    return {"sdcli.training": json.dumps(about, sort_keys=True)}
+    return {TRAINING: json.dumps(about, sort_keys=True)}
 
 
 def parents(settings: TrainSettings) -> dict[str, str]:
