@@ -17,8 +17,8 @@ LEVELS = [
     {"device", "registry", "images"},
     {"pipeline", "prompts", "metadata", "output"},
     {"checkpoints", "adapters"},
-    {"data"},
-    {"batch", "latents", "training", "evaluation", "plots"},
+    {"data", "plots"},
+    {"batch", "latents", "training", "evaluation"},
     {"cli"},
 ]
 COMPONENT_LEVELS = [
@@ -37,6 +37,8 @@ HOMES = {
     "PIL": {"images", "plots"},
     "safetensors": {"checkpoints"},
     "tomllib": {"registry", "settings"},
+    "datasets": {"data"},
+    "matplotlib": {"plots"},
 }
 # These two are the door and the label of the house: they may name any room.
 EXEMPT = {ROOT / "__init__.py", ROOT / "__main__.py"}

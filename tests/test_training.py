@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.training.averages import Averages
-from sdcli.training.events import Interrupted, Saved, Stepped
+from sdcli.training.events import Interrupted, Saved, Stepped, Warned
 from sdcli.training.loop import train
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import TrainSettings, resumed
@@ -203,3 +203,38 @@ def test_a_new_tokenizer_spells_what_it_never_saw():
     assert len(tokenizer("a cute kitten").input_ids) == 5
     assert tokenizer.decode(tokenizer("zürich 北京").input_ids, skip_special_tokens=True) == "zürich 北京"
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (598, 599, 600)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, squares, architecture):
+    """A run folder that was put together from two: what it would go on with is not what it was told to train."""
+    run = settings(squares, tmp_path / "run", config=str(architecture), part="vae", steps=2)
+    list(train(run))
+    wider = tmp_path / "wider.toml"
+    wider.write_text(
+        architecture.read_text().replace("block_out_channels = [8, 8, 16]", "block_out_channels = [8, 8, 32]")
+    )
+    with pytest.raises(SdcliError, match=r"block_out_channels of its vae is \[8, 8, 16\], not \[8, 8, 32\]"):
+        list(train(dataclasses.replace(run, config=str(wider), steps=3), resume=True))
+
+
+def test_captions_that_are_cut_off_are_told(tmp_path, squares, architecture):
+    """Before the first update, with their number and the longest of them."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, caption in enumerate(("a red square", "a very " * 20 + "red square")):
+        (folder / f"{number}.txt").write_text(caption)
+        (folder / f"{number}.png").write_bytes((squares / "red.png").read_bytes())
+    events = list(
+        train(settings(folder, tmp_path / "run", config=str(architecture), part="clip", steps=1, batch_size=2))
+    )
+    (warning,) = [event for event in events if isinstance(event, Warned)]
+    assert warning.message.startswith("1 of 2 captions are longer than 16 tokens, and cut off there; the longest, of ")
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_weights_that_would_be_split_are_refused(variable, tmp_path, squares, architecture, monkeypatch):
+    """One process would write a part of them as if it were the whole."""
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(SdcliError, match="writes whole checkpoints only"):
+        list(train(settings(squares, tmp_path / "run", config=str(architecture), part="vae", steps=1)))
+    assert not (tmp_path / "run").exists()

@@ -48,7 +48,10 @@ def option(name: str, text: str, *spellings: str) -> Any:
 
 
 def train(
-    data: Annotated[str | None, option("data", "Folder of pictures with captions.")] = None,
+    data: Annotated[
+        str | None,
+        option("data", "Folder of pictures with captions, or of .tar or .parquet shards; hf:OWNER/NAME."),
+    ] = None,
     output: Annotated[str | None, option("output", "Run folder (default: runs/PART-DATE).", "--output", "-o")] = None,
     part: Annotated[str | None, option("part", f"What to train: {', '.join(PARTS)}.")] = None,
     model: Annotated[

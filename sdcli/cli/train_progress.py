@@ -99,7 +99,8 @@ def losses_text(event: Any) -> str:
 DOING = {"checking": "looking at pictures", "preparing": "encoding pictures"}
 LINES = {
     "started": lambda event: (
-        f"training {event.part}: {event.parameters / 1e6:.3g} million weights, {event.images} pictures, "
+        f"training {event.part}: {event.parameters / 1e6:.3g} million weights, "
+        f"{'a stream of' if event.images is None else event.images} pictures, "
         f"{event.held_out} held out, updates {event.global_step} to {event.steps}, on {event.device}"
         + (f" in {event.processes} processes" if event.processes > 1 else "")
     ),

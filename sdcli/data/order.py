@@ -1,8 +1,9 @@
 """Which pictures make which batch: aspect ratios, and an order that follows from the seed alone."""
 
+import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -32,11 +33,29 @@ def nearest_size(size: Size, sizes: Sequence[Size]) -> Size:
     return min(sizes, key=lambda each: (abs(math.log(each[0] / each[1]) - ratio), -each[0] * each[1]))
 
 
+def batches_of(
+    indices: Iterable[int], bucket_of: Callable[[int], object], batch_size: int, queues: dict[object, list[int]]
+) -> Iterator[list[int]]:
+    """Batches of one bucket each.
+
+    Args:
+        indices: of examples, in the order in which they come into the queue of their bucket.
+        bucket_of: the bucket of an example, by any name.
+        batch_size: a queue as long as this is a batch.
+        queues: what has been left over before, and then what is left over now.
+    """
+    for index in indices:
+        queue = queues.setdefault(bucket_of(index), [])
+        queue.append(index)
+        if len(queue) == batch_size:
+            del queues[bucket_of(index)]
+            yield queue
+
+
 class Order:
     """Batches of examples of one bucket each. Every epoch shows every example, and is a new permutation.
 
-    Examples come in the order of the permutation into the queue of their bucket; a queue as long as a batch is one.
-    What is left in a queue at the end of an epoch opens the next one.
+    What does not fill a batch at the end of an epoch opens the next one.
 
     Args:
         buckets: the bucket of each example, by any name.
@@ -62,26 +81,18 @@ class Order:
         if number < self._next:
             self._restart()
         while True:
-            batch = self._advance()
+            batch = next(self._batches)
+            self._next += 1
             if self._next > number:
                 return batch
 
     def _restart(self) -> None:
         self._next = 0  # the batch that comes next
-        self._epoch, self._place, self._permutation = -1, 0, []
-        self._queues: dict[object, list[int]] = {}
+        self._batches = batches_of(self._sequence(), self.buckets.__getitem__, self.batch_size, {})
 
-    def _advance(self) -> list[int]:
-        """The next batch."""
-        while True:
-            if self._place == len(self._permutation):
-                self._epoch, self._place, self._permutation = self._epoch + 1, 0, list(self._each_once)
-                random.Random(f"order {self.seed} {self._epoch}").shuffle(self._permutation)
-            index = self._permutation[self._place]
-            self._place += 1
-            queue = self._queues.setdefault(self.buckets[index], [])
-            queue.append(index)
-            if len(queue) == self.batch_size:
-                self._queues[self.buckets[index]] = []
-                self._next += 1
-                return queue
+    def _sequence(self) -> Iterator[int]:
+        """Epoch after epoch."""
+        for epoch in itertools.count():
+            permutation = list(self._each_once)
+            random.Random(f"order {self.seed} {epoch}").shuffle(permutation)
+            yield from permutation

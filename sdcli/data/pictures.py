@@ -1,16 +1,18 @@
 """From examples to the batches of a run: sizes, crops, flips, captions, all following from the seed and the batch."""
 
+import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdcli.data.folder import Example
+from sdcli.data.folder import Example, Problem
 from sdcli.data.order import Order, Size, bucket_sizes, nearest_size
 from sdcli.data.scan import Picture
-from sdcli.images import Image, crop_box, load_image, scale_and_cut, to_pixel_values
+from sdcli.images import Image, crop_box, scale_and_cut, to_pixel_values
 
 KEPT_BYTES = 2 * 2**30  # pictures that stay in memory once decoded
 CENTRE = (0.5, 0.5)
@@ -25,6 +27,15 @@ class Framing:
     buckets: bool = False  # keep about the aspect ratio, instead of cutting a square
     random_crop: bool = False  # cut anywhere, instead of at the centre
     random_flip: float = 0.0  # share of pictures mirrored left to right
+
+    @functools.cached_property
+    def sizes(self) -> list[Size]:
+        """What pictures may be brought to."""
+        return bucket_sizes(self.resolution, self.multiple) if self.buckets else [(self.resolution, self.resolution)]
+
+    def size_for(self, picture: Picture) -> Size:
+        """What a picture is brought to."""
+        return nearest_size(picture.size, self.sizes)
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,13 @@ class Pictures:
         seed: of the order, and of everything drawn for a batch.
     """
 
+    known = True  # before the first batch, all of them
+
     def __init__(self, pictures: Sequence[Picture], framing: Framing, batch_size: int, seed: int):
         self.pictures = pictures
         self.framing = framing
         self.seed = seed
-        square = [(framing.resolution, framing.resolution)]
-        choice = bucket_sizes(framing.resolution, framing.multiple) if framing.buckets else square
-        self.sizes = [nearest_size(picture.size, choice) for picture in pictures]
+        self.sizes = [framing.size_for(picture) for picture in pictures]
         self.order = Order(self.sizes, [picture.example.repeats for picture in pictures], batch_size, seed)
         self._decoded: dict[tuple[int, tuple[float, float]], Image.Image] = {}
         self._room = KEPT_BYTES // (3 * framing.resolution**2)
@@ -84,6 +95,17 @@ class Pictures:
         """The source of all other chance in a batch."""
         return torch.Generator().manual_seed(random.Random(f"{self.seed} {number}").getrandbits(63))
 
+    def state(self, number: int) -> dict[str, Any]:
+        """What `restore` needs besides the number of the batch that comes next: nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was asked for."""
+
+    def new_problems(self) -> list[Problem]:
+        """What has turned out to be unusable since this was last asked: nothing, everything was looked at before."""
+        return []
+
     def at_rest(self, index: int, flipped: bool = False) -> Shown:
         """A picture as it is shown where chance does not cut it."""
         return Shown(index, self.sizes[index], CENTRE, flipped)
@@ -109,7 +131,7 @@ class Pictures:
         key = (shown.index, shown.place)
         if key in self._decoded:
             return self._decoded[key]
-        picture = scale_and_cut(load_image(self.example(shown.index).path), shown.size, self.crop(shown))
+        picture = scale_and_cut(self.pictures[shown.index].load(), shown.size, self.crop(shown))
         if shown.place == CENTRE and len(self._decoded) < self._room:
             self._decoded[key] = picture
         return picture

@@ -12,7 +12,7 @@ from sdcli.data.folder import Contents, Example, Problem
 from sdcli.data.store import Store
 from sdcli.errors import SdcliError
 from sdcli.files import read_bytes, state_of
-from sdcli.images import PictureFacts, describe_picture
+from sdcli.images import Image, PictureFacts, describe_picture, load_image
 
 LOOKED_AT_ONCE = 64
 DECODERS = 4  # threads; PIL decodes outside of Python's lock
@@ -25,11 +25,16 @@ class Picture:
     example: Example
     sha256: str  # of the file
     facts: PictureFacts
+    content: bytes | None = None  # of the file, where it lies nowhere on the disk
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.facts.width, self.facts.height
+
+    def load(self) -> Image.Image:
+        """The picture as RGB."""
+        return load_image(self.example.path if self.content is None else self.content, str(self.example.path))
 
 
 def scan(contents: Contents, store: Store, need_captions: bool) -> Iterator[Picture | Problem]:

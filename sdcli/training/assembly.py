@@ -21,6 +21,7 @@ BUILT_BY = {
 }
 WHOLE = ("tokenizer", "text_encoder", "unet", "scheduler")  # what an adapter is put onto
 FORM = "sdcli/training/architectures/emoji.toml shows the form; the keys are those of the stock config.json"
+NETWORKS = {"vae", "text_encoder", "image_encoder", "unet"}
 PIXEL_CHANNELS = 3  # of a UNet that needs no VAE
 
 
@@ -97,6 +98,21 @@ def load_model(folder: Path, whole_clip: bool) -> Model:
     clip = load_clip(folder)
     text_encoder, image_encoder = clip.towers()
     return Model(components | {"text_encoder": text_encoder, "image_encoder": image_encoder}, clip)
+
+
+def check_architecture(model: Model, settings: TrainSettings, checkpoint: Path) -> None:
+    """Raise SdcliError where a checkpoint holds other networks than the run's --config describes."""
+    architecture = {} if settings.config is None else find_architecture(settings.config)
+    for section in NETWORKS & {*BUILT_BY[settings.part]}:
+        config = model.components[section].config
+        for name, expected in architecture.get(section, {}).items():
+            found = list(config[name]) if isinstance(config[name], tuple) else config[name]
+            if found != expected and name != "scaling_factor":  # which is chosen while training
+                raise SdcliError(
+                    f"{checkpoint} is of another architecture than {settings.config}: {name} of its {section} is "
+                    f"{found}, not {expected}",
+                    hint="resume the run that it belongs to, or start a new one in another --output",
+                )
 
 
 def require(model: Model, names: tuple[str, ...], settings: TrainSettings, hint: str) -> None:

@@ -18,7 +18,7 @@ class Started:
     """The data is read and the model stands; the first update comes next."""
 
     part: str
-    images: int
+    images: int | None  # None of a stream, whose end nobody knows
     held_out: int  # pictures that only the validation sees
     parameters: int  # numbers that are trained
     global_step: int  # updates done by earlier runs

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from sdcli.data.store import Store
 from sdcli.device import DTYPES, choose_placement
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.images import save_png, to_image
-from sdcli.training.assembly import load_model, start_model
+from sdcli.training.assembly import check_architecture, load_model, start_model
 from sdcli.training.events import (
     Event,
     Interrupted,
@@ -25,17 +24,18 @@ from sdcli.training.events import (
     Warned,
 )
 from sdcli.training.feed import Feed
-from sdcli.training.material import Material, gather, open_store
+from sdcli.training.material import Material, gather, left_out, open_store, too_long
 from sdcli.training.objectives import BINS
 from sdcli.training.optimizers import make_optimizer
 from sdcli.training.pace import Pace, peak_memory_mib
 from sdcli.training.parts import make_part
 from sdcli.training.parts.base import Batch
+from sdcli.training.processes import start_accelerator
 from sdcli.training.provenance import provenance
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import ADAPTERS, TrainSettings
 from sdcli.training.state import State
-from sdcli.training.trackers import find_tracker, plain
+from sdcli.training.trackers import plain
 
 MOST_RETREATS = 2  # returns to the last checkpoint, each with half the learning rate, before a run is given up
 VALIDATED_ON = 16  # batches of held-out pictures, at most
@@ -98,7 +98,7 @@ def rehearse(settings: TrainSettings, material: Material, store: Store) -> Event
     part.batch(data, 0)
     return Started(
         part=settings.part,
-        images=len(data),
+        images=material.images,
         held_out=0 if held_out is None else len(held_out),
         parameters=sum(parameter.numel() for parameter in part.parameters()),
         global_step=0,
@@ -122,23 +122,12 @@ class Trainer:
     def __init__(self, settings, folder: RunFolder, checkpoint: Path | None, material: Material, store):
         self.settings = settings
         self.folder = folder
-        placement = choose_placement(settings.device, settings.precision)
-        self.accelerator = Accelerator(
-            cpu=placement.device.type == "cpu",
-            mixed_precision=placement.mixed_precision,
-            log_with=find_tracker(settings.tracker),
-            project_dir=folder.path,
-        )
-        if settings.batch_size % self.accelerator.num_processes:
-            raise SdcliError(
-                f"--batch-size {settings.batch_size} does not divide among {self.accelerator.num_processes} processes",
-                hint=f"make it a multiple of {self.accelerator.num_processes}",
-            )
-        if settings.tf32:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        self.material = material
+        self.accelerator = start_accelerator(settings, folder)
         torch.manual_seed(settings.seed)
         if checkpoint is not None and settings.part not in ADAPTERS:
             self.model = load_model(checkpoint, whole_clip=settings.part == "clip")
+            check_architecture(self.model, settings, checkpoint)
         else:
             self.model = start_model(settings, material.captions)
         self.data, self.held_out = material.shown(settings, self.model)
@@ -153,7 +142,7 @@ class Trainer:
             folder.lock()
             folder.sweep()
             folder.write_settings(settings)
-            folder.write_data(material.sha256, len(material.training), len(material.held_out))
+            folder.write_data(material.sha256, material.images, len(material.held_out))
         self.accelerator.init_trackers(folder.path.name, config=plain(settings))
         self.accelerator.wait_for_everyone()
         self.metadata = provenance(settings, material, self.model)
@@ -174,7 +163,7 @@ class Trainer:
         """Tell what is begun, and compute what every pass needs."""
         yield Started(
             part=self.settings.part,
-            images=len(self.data),
+            images=self.material.images,
             held_out=0 if self.held_out is None else len(self.held_out),
             parameters=sum(parameter.numel() for parameter in self.part.parameters()),
             global_step=self.global_step,
@@ -182,6 +171,8 @@ class Trainer:
             device=str(self.accelerator.device),
             processes=self.accelerator.num_processes,
         )
+        if self.part.reads_captions:
+            yield from too_long(self.material.captions, self.model.components["tokenizer"])
         for done, total in self.part.prepare():
             yield Preparing(done, total)
 
@@ -208,6 +199,7 @@ class Trainer:
                 continue
             self._log(stepped.row())
             yield stepped
+            yield from left_out(self.data.new_problems())
             last, stopped = self.global_step == settings.steps, self._agreed(stop())
             if self.held_out is not None and (last or self.global_step % settings.validate_every == 0):
                 validated = self._validate()
@@ -296,7 +288,9 @@ class Trainer:
         return Validated(global_step=self.global_step, losses=losses)
 
     def _sample(self) -> Iterator[Event]:
-        """Show what the weights that are used can do."""
+        """Show what the weights that are used can do, and how they came to it."""
+        if self.accelerator.is_main_process:
+            self.folder.draw_curves()
         with self.state.used(self.settings.average), torch.no_grad():
             picture = self.part.sample() if self.accelerator.is_main_process else None
         if picture is not None:

@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from sdcli.components.unet import UNet
 from sdcli.data.folder import LAYOUTS, Example, Problem, read_contents
 from sdcli.data.pictures import Framing, Pictures
 from sdcli.data.scan import Picture, hash_of, refuse, scan
+from sdcli.data.shards import Shards, is_stream
 from sdcli.data.store import Store, default_store
+from sdcli.data.stream import Place, Reader, StreamedPictures, StreamOrder
 from sdcli.errors import SdcliError
 from sdcli.training.assembly import Model
 from sdcli.training.events import Checking, Warned
@@ -16,15 +20,22 @@ from sdcli.training.settings import TrainSettings
 
 TOLD = 5  # problems that are told one by one when they are left out
 TOLD_EVERY = 256  # pictures between two reports of progress
+SHOWN_OF_STREAM = 256  # pictures that stay at hand, for sample sheets and measurements
 
 
 @dataclass(frozen=True)
 class Material:
     """What a run learns from, and what is held out to measure it on."""
 
-    training: list[Picture]
+    training: list[Picture]  # of a stream only the beginning
     held_out: list[Picture]
-    sha256: str  # of all of it
+    sha256: str  # of all of it; of a stream, what tells it from others
+    reader: Reader | None = None  # of a stream
+
+    @property
+    def images(self) -> int | None:
+        """How many pictures there are to train on; nobody knows of a stream."""
+        return len(self.training) if self.reader is None else None
 
     @property
     def captions(self) -> list[str]:
@@ -34,7 +45,11 @@ class Material:
     def shown(self, settings: TrainSettings, model: Model) -> tuple[Pictures, Pictures | None]:
         """Batches to train on, and batches to validate with, where pictures are held out."""
         framing = choose_framing(settings, model)
-        training = Pictures(self.training, framing, settings.batch_size, settings.seed)
+        if self.reader is None:
+            training = Pictures(self.training, framing, settings.batch_size, settings.seed)
+        else:
+            order = StreamOrder(self.reader, framing, settings.batch_size, settings.seed)
+            training = StreamedPictures(order, self.training[:SHOWN_OF_STREAM], framing, settings.seed)
         if not self.held_out:
             return training, None
         at_rest = replace(framing, random_crop=False, random_flip=0.0)
@@ -48,10 +63,13 @@ def gather(settings: TrainSettings, store: Store) -> Iterator[Checking | Warned 
     Raises:
         SdcliError: there is no folder or nothing in it, or something in it cannot be used and is not to be left out.
     """
+    need_captions = settings.part not in ("vae", "embedding")
+    if is_stream(settings.data):
+        yield from gather_stream(settings, need_captions)
+        return
     folder = Path(settings.data)
     contents = read_contents(folder)
     problems, pictures = list(contents.problems), []
-    need_captions = settings.part not in ("vae", "embedding")
     for number, item in enumerate(scan(contents, store, need_captions), start=1):
         (pictures if isinstance(item, Picture) else problems).append(item)
         if number % TOLD_EVERY == 0:
@@ -71,6 +89,43 @@ def gather(settings: TrainSettings, store: Store) -> Iterator[Checking | Warned 
     if settings.validation_split and not held_out:
         yield Warned(f"--validation-split {settings.validation_split} of {len(pictures)} pictures is none")
     yield Material(training, held_out, hash_of(pictures, contents.folder))
+
+
+def gather_stream(settings: TrainSettings, need_captions: bool) -> Iterator[Warned | Material]:
+    """Look at the first window of a stream; the rest is looked at on the way, and what cannot be used left out.
+
+    Raises:
+        SdcliError: there is no such data, or nothing in it that can be used.
+    """
+
+    def with_the_word(picture: Picture) -> Picture:
+        if settings.part != "embedding":
+            return picture
+        return replace(picture, example=with_word(picture.example, settings.token))
+
+    def admitted(picture: Picture) -> Picture | None:
+        return None if is_held_out(picture, settings.validation_split) else with_the_word(picture)
+
+    shards = Shards(settings.data)
+    first, _ = Reader(shards, need_captions, with_the_word, settings.seed).window(Place())
+    held_out = [each for each in first if is_held_out(each, settings.validation_split)]
+    training = [each for each in first if not is_held_out(each, settings.validation_split)]
+    if settings.validation_split and not held_out:
+        yield Warned(f"--validation-split {settings.validation_split} of the first {len(first)} pictures is none")
+    yield Material(training, held_out, shards.sha256, Reader(shards, need_captions, admitted, settings.seed))
+
+
+def too_long(captions: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Warned]:
+    """Tell how many captions are cut off, and the longest of them."""
+    lengths = [len(each) for each in tokenizer(captions, verbose=False).input_ids]
+    most = tokenizer.model_max_length
+    cut = sum(length > most for length in lengths)
+    if cut:
+        longest = captions[lengths.index(max(lengths))]
+        yield Warned(
+            f"{cut} of {len(captions)} captions are longer than {most} tokens, and cut off there; the longest, of "
+            f"{max(lengths)}, is: {longest[:60]}"
+        )
 
 
 def left_out(problems: list[Problem]) -> Iterator[Warned]:

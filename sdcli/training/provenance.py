@@ -33,7 +33,7 @@ def provenance(settings: TrainSettings, material: "Material", model: Model) -> d
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "settings": told,
         "data_sha256": material.sha256,
-        "images": len(material.training),
+        "images": material.images,
         "parents": parents(settings),
     }
     return {TRAINING: json.dumps(about, sort_keys=True)}

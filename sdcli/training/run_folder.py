@@ -13,16 +13,20 @@ import torch
 
 from sdcli.checkpoints.writing import BESIDE, whole_folder, write_text
 from sdcli.errors import SdcliError
+from sdcli.files import write_whole
+from sdcli.plots import training_curves
 from sdcli.training.events import Warned
 from sdcli.training.settings import TrainSettings
 
 STATE = "training_state.pt"
+DRAWN_POINTS = 2000  # of a curve, at most
+VALIDATION = '"validation_'  # in lines of metrics.jsonl that are about held-out pictures
 
 
 class RunFolder:
     """The folder of one training run.
 
-    `settings.json`, `metrics.jsonl`, `samples/`, `checkpoints/step-000500/` (the model as trained, and the training
+    `settings.json`, `metrics.jsonl`, `curves.png`, `samples/`, `checkpoints/step-000500/` (the model as trained, and the training
     state), `checkpoints/latest`, and `model/`, the averaged weights of the newest checkpoint.
     """
 
@@ -94,7 +98,7 @@ class RunFolder:
             )
         yield Warned("going on with other data than before")
 
-    def write_data(self, sha256: str, images: int, held_out: int) -> None:
+    def write_data(self, sha256: str, images: int | None, held_out: int) -> None:
         """Say what the run learns from."""
         about = {"sha256": sha256, "images": images, "held_out": held_out}
         write_text(self.path / "data.json", json.dumps(about, indent=2) + "\n")
@@ -118,6 +122,16 @@ class RunFolder:
         """Add a line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def draw_curves(self) -> None:
+        """Draw metrics.jsonl as curves.png. Of a long run every so-manieth update is drawn, and every validation."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
+        every = -(-len(lines) // DRAWN_POINTS)
+        chosen = [line for number, line in enumerate(lines) if number % every == 0 or VALIDATION in line]
+        write_whole(training_curves([json.loads(line) for line in chosen]), self.path / "curves.png")
 
     def forget_metrics_after(self, global_step: int) -> None:
         """Drop the lines of updates that the run is about to do again."""

@@ -58,6 +58,7 @@ class State:
             "averages": self.averages.state(),
             "scaler": scaler.state_dict() if scaler else None,
             "part": self.part.state(),
+            "data": self.part.data.state(self.global_step * self.settings.accumulate),
         }
 
     def restore(self, checkpoint: Path) -> None:
@@ -65,6 +66,7 @@ class State:
         saved = load_state(checkpoint)
         self.global_step, self.retreats = saved["global_step"], saved["retreats"]
         self.part.load(checkpoint, saved["part"])
+        self.part.data.restore(saved["data"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.averages.load(saved["averages"])

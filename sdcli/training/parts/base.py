@@ -31,6 +31,7 @@ class Part:
     """
 
     network: nn.Module  # whose weights are trained
+    reads_captions = False
 
     def __init__(self, model: Model, data: Pictures, settings: TrainSettings):
         self.model = model

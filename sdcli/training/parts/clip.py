@@ -15,6 +15,8 @@ from sdcli.training.settings import TrainSettings
 class ClipPart(Part):
     """Every caption of a batch is compared with every picture of it, over all processes."""
 
+    reads_captions = True
+
     def __init__(self, model: Model, data: Pictures, settings: TrainSettings):
         super().__init__(model, data, settings)
         self.network = model.clip

@@ -34,6 +34,7 @@ class UnetPart(Part):
         self.scheduler = self.pipeline.scheduler
         self.prediction_type = self.scheduler.config.prediction_type
         self.store = store
+        self.reads_captions = self.pipeline.text_encoder is not None
         self._vae_hash = "" if self.pipeline.vae is None else hash_of_weights(self.pipeline.vae)
         self._text_hash = "" if self.pipeline.text_encoder is None else hash_of_weights(self.pipeline.text_encoder)
         self._latents: dict[Shown, Tensor] = {}
@@ -46,8 +47,8 @@ class UnetPart(Part):
 
     @property
     def cached(self) -> bool:
-        """Whether latents are computed once: there is a VAE, and pictures are always cut alike."""
-        return self.pipeline.vae is not None and not self.settings.random_crop
+        """Whether latents are computed once: there is a VAE, and pictures come again, always cut alike."""
+        return self.pipeline.vae is not None and self.data.known and not self.settings.random_crop
 
     def prepare(self) -> Iterator[tuple[int, int]]:
         """Encode every picture once, unless its latents are kept from before; mirrored ones as well, if wanted."""
@@ -82,7 +83,7 @@ class UnetPart(Part):
         if self.settings.noise_offset and not validating:
             offset = torch.randn(*shape[:2], 1, 1, generator=generator)
             batch["noise"] = batch["noise"] + self.settings.noise_offset * offset
-        if self.pipeline.text_encoder is not None:
+        if self.reads_captions:
             dropped = torch.rand(len(shown), generator=generator) < (0 if validating else self.settings.caption_dropout)
             captions = data.captions(shown, number)
             captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
@@ -206,8 +207,8 @@ class UnetPart(Part):
         return f"text 1 {hashlib.sha256(tokens).hexdigest()} {self._text_hash}"
 
     def _has_room(self, features: Tensor) -> bool:
-        """Whether more text features are to be kept, in memory and on disk."""
-        return len(self._prompt_embeds) * features.nbytes < KEPT_BYTES
+        """Whether more text features are to be kept, in memory and on disk; captions of a stream hardly come again."""
+        return self.data.known and len(self._prompt_embeds) * features.nbytes < KEPT_BYTES
 
 
 def hash_of_weights(network: nn.Module) -> str:
