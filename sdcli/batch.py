@@ -194,6 +194,7 @@ def denoise(group: list[Picture], pipeline: SdPipeline, report: Report) -> tuple
     prompts = [picture.settings.prompt for picture in group]
     negative_prompts = [picture.settings.negative_prompt for picture in group]
     embeds = pipeline.encode_prompt(prompts, negative_prompts, settings.clip_skip, settings.guidance_scale > 1)
+    classes = pipeline.encode_classes(prompts, negative_prompts, settings.guidance_scale > 1)
     generators = [torch.Generator("cpu").manual_seed(picture.settings.seed) for picture in group]
     steps: list[torch.Tensor] = []
 
@@ -203,7 +204,7 @@ def denoise(group: list[Picture], pipeline: SdPipeline, report: Report) -> tuple
         report(Stepped(group[0].index, len(group), step, total))
 
     latents = pipeline.prepare_latents(generators, settings.height, settings.width)
-    latents = pipeline.denoise(latents, *embeds, settings.denoise_settings, generators, on_step)
+    latents = pipeline.denoise(latents, *embeds, settings.denoise_settings, generators, on_step, classes)
     return pipeline.decode(latents), steps
 
 

@@ -10,6 +10,7 @@ under fp16 and bf16 pictures agree with its own only to the rounding of that dty
 B images, C latent channels (4), h w rows and columns of latents, H W of pixels, L tokens (77), D width of text.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -57,6 +58,7 @@ class SdPipeline(DiffusionPipeline):
             image_encoder=image_encoder,
         )
         self.defaults = GenerationDefaults(**self._native_size())
+        self.class_names: tuple[str, ...] = ()  # of a class-conditional UNet, from number 1 on
 
     def _native_size(self) -> dict[str, int]:
         """Pixels that the UNet was made for, as far as there is one."""
@@ -122,7 +124,11 @@ class SdPipeline(DiffusionPipeline):
 
         guided = settings.guidance_scale > 1
         embeds = self.encode_prompt(prompts, negative_prompts, clip_skip, guided)
-        embeds = [each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in embeds]
+        classes = self.encode_classes(prompts, negative_prompts, guided)
+        conditions = [
+            each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0)
+            for each in (*embeds, *classes)
+        ]
         count = len(prompts) * num_images_per_prompt
         height, width = _either(height, self.defaults.height), _either(width, self.defaults.width)
         if latents is None:
@@ -130,7 +136,7 @@ class SdPipeline(DiffusionPipeline):
         elif latents.shape != self.latents_shape(count, height, width):
             expected = self.latents_shape(count, height, width)
             raise ValueError(f"latents must be {expected}, got {tuple(latents.shape)}")
-        latents = self.denoise(latents, *embeds, settings, generator, on_step)
+        latents = self.denoise(latents, *conditions[:2], settings, generator, on_step, classes=conditions[2:])
 
         images = latents if output_type == "latent" else _as_output(self.decode(latents), output_type)
         self.maybe_free_model_hooks()
@@ -174,6 +180,27 @@ class SdPipeline(DiffusionPipeline):
         if clip_skip:
             prompt_embeds = self.text_encoder.skip_layers(output, clip_skip)[: len(prompts)]
         return prompt_embeds, output.last_hidden_state[len(prompts) :] if guided else None
+
+    def encode_classes(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], guided: bool = True
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Classes that prompts and negative prompts name, (B,) int64 each; None as for `encode_prompt`.
+
+        The class of a text is the one whose name is in it as a word, the longest of several; 0, no class, where none
+        is.
+        """
+        if self.unet.config.get("num_class_embeds") is None:
+            return None, None
+        longest_first = sorted(enumerate(self.class_names, start=1), key=lambda each: -len(each[1]))
+
+        def class_of(text: str) -> int:
+            spelled = ((number, rf"(?<!\w){re.escape(name)}(?!\w)") for number, name in longest_first)
+            return next((number for number, name in spelled if re.search(name, text, re.IGNORECASE)), 0)
+
+        def labels(texts: Sequence[str]) -> Tensor:
+            return torch.tensor([class_of(text) for text in texts], device=self._execution_device)
+
+        return labels(prompts), labels(negative_prompts) if guided else None
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens (B, L) of texts, padded and cut off to the text encoder's number of them."""
@@ -232,6 +259,7 @@ class SdPipeline(DiffusionPipeline):
         settings: DenoiseSettings,
         generators: Generators = None,
         on_step: OnStep | None = None,
+        classes: Sequence[Tensor | None] = (None, None),
     ) -> Tensor:
         """Turn noise into the latents of a picture. This is where sampling happens.
 
@@ -242,6 +270,7 @@ class SdPipeline(DiffusionPipeline):
             settings: steps, guidance, eta.
             generators: those that `prepare_latents` has drawn from already; a sampler's own noise comes after.
             on_step: told of every step.
+            classes: what to show and what to steer away from, (B,) each, of a class-conditional UNet.
 
         Returns:
             Clean latents, scaled, (B, C, h, w) float32.
@@ -252,11 +281,12 @@ class SdPipeline(DiffusionPipeline):
         Reference: Ho and Salimans 2022 (arXiv:2207.12598), eq. 6, with guidance_scale = 1 + w.
         """
         generators = list(generators) if isinstance(generators, Sequence) else generators
-        guided = settings.guidance_scale > 1 and prompt_embeds is not None and not self._knows_guidance
-        if guided and negative_prompt_embeds is None:
+        conditioned = prompt_embeds is not None or classes[0] is not None
+        guided = settings.guidance_scale > 1 and conditioned and not self._knows_guidance
+        if guided and (negative_prompt_embeds is None) != (prompt_embeds is None):
             raise ValueError("negative_prompt_embeds are needed where guidance_scale is above 1")
-        embeds = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds  # (2B or B, L, D)
-        conditions = self._conditions(embeds, len(latents), settings.guidance_scale)
+        embeds = _stacked(prompt_embeds, negative_prompt_embeds, guided)  # (2B or B, L, D)
+        conditions = self._conditions(embeds, _stacked(*classes, guided), len(latents), settings.guidance_scale)
         self.scheduler.set_timesteps(settings.num_inference_steps, device=self._execution_device)
         timesteps = self.scheduler.timesteps
 
@@ -278,11 +308,15 @@ class SdPipeline(DiffusionPipeline):
         """Whether guidance is distilled into the UNet, which is told its scale (LCM), so that one pass is enough."""
         return self.unet.config.get("time_cond_proj_dim") is not None
 
-    def _conditions(self, embeds: Tensor | None, count: int, guidance_scale: float) -> dict[str, object]:
+    def _conditions(
+        self, embeds: Tensor | None, class_labels: Tensor | None, count: int, guidance_scale: float
+    ) -> dict[str, object]:
         """What the UNet is told besides noisy latents and time; the same at every step, so text is projected once."""
         conditions = {}
         if embeds is not None:
             conditions["text_keys_values"] = self.unet.project_text(embeds.to(self.unet.dtype))
+        if class_labels is not None:
+            conditions["class_labels"] = class_labels
         if self._knows_guidance:
             embedding = guidance_embedding(guidance_scale, self.unet.config.time_cond_proj_dim)
             conditions["timestep_cond"] = embedding.expand(count, -1).to(self._execution_device, self.unet.dtype)
@@ -354,6 +388,11 @@ def require_finite(values: Tensor, network: str, dtype: torch.dtype) -> Tensor:
     half = dtype in (torch.float16, torch.bfloat16)
     hint = "try --precision fp32" if half else "its weights may be damaged, or their training has diverged"
     raise SdcliError(f"the {network}'s output is not a number", hint=hint, exit_code=EXIT_NOT_A_NUMBER)
+
+
+def _stacked(wanted: Tensor | None, unwanted: Tensor | None, guided: bool) -> Tensor | None:
+    """What a batch is told, with what it is to be steered away from in front where there is guidance."""
+    return torch.cat([unwanted, wanted]) if guided and wanted is not None else wanted
 
 
 def _either(given, default):

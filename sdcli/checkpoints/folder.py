@@ -17,6 +17,7 @@ from sdcli.errors import SdcliError
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import INDEX, ModelSpec
 
+CLASSES = "id2label"  # entry of model_index.json: names of classes by their number, as stock DiTPipeline has them
 CLIP_HEAD = "clip_head"  # not stock: with text_encoder and image_encoder a whole CLIP; stock readers pass it over
 ON_CPU = Placement(torch.device("cpu"), torch.float32, "no")
 
@@ -48,6 +49,7 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
         components["scheduler"] = load_scheduler(model.folder / "scheduler", sampler, schedule)
     pipeline = SdPipeline(**components)
     pipeline.defaults = model.defaults
+    pipeline.class_names = class_names(index)
     if model.adapter is not None:
         apply_adapters(pipeline, model.adapter)
     return pipeline
@@ -187,11 +189,17 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise SdcliError(f"{folder} is no model: it has no {INDEX}", hint="name a folder in the diffusers layout")
     index = read_json(folder / INDEX)
     for name, entry in index.items():
-        known = name.startswith("_") or name in stock.NOT_LOADED
+        known = name.startswith("_") or name in (*stock.NOT_LOADED, CLASSES)
         if not known and not (isinstance(entry, list) and len(entry) == 2):
             must = f"{name} must be [library, class name], got {entry!r}"
             raise SdcliError(f"{folder / INDEX}: {must}", hint=FETCH_AGAIN)
     return index
+
+
+def class_names(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the classes of a class-conditional UNet are called, from number 1 on; 0 is no class."""
+    names = index.get(CLASSES) or {}
+    return tuple(names[number] for number in sorted(names, key=int) if number != "0")
 
 
 def has(index: Mapping[str, Any], name: str) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sdcli.checkpoints import stock
-from sdcli.checkpoints.folder import CLIP_HEAD, INDEX
+from sdcli.checkpoints.folder import CLASSES, CLIP_HEAD, INDEX
 from sdcli.checkpoints.writing import to_dtype, whole_folder, write_tensors, write_text
 from sdcli.components.scheduler import Scheduler
 from sdcli.pipeline import SdPipeline
@@ -23,7 +23,8 @@ def save_pipeline(
     pipeline: SdPipeline, folder: Path, dtype: torch.dtype | None = None, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write the folder that diffusers' StableDiffusionPipeline loads; arguments as for `save_components`."""
-    save_components({name: getattr(pipeline, name) for name in NAMES}, folder, dtype, metadata)
+    components = {name: getattr(pipeline, name) for name in NAMES}
+    save_components(components, folder, dtype, metadata, pipeline.class_names)
 
 
 def save_components(
@@ -31,6 +32,7 @@ def save_components(
     folder: Path,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a model folder, whole or not at all; a model may lack components yet.
 
@@ -41,6 +43,7 @@ def save_components(
         folder: where model_index.json goes.
         dtype: of floating weights on disk; None keeps each one's own.
         metadata: where the weights come from, written into each of their files.
+        class_names: of a class-conditional UNet, from number 1 on; 0 is no class.
 
     Raises:
         SdcliError: it cannot be written, or `folder` is something else than a model.
@@ -52,6 +55,8 @@ def save_components(
             _write(component, beside / name, dtype, metadata or {})
         index = {name: _index_entry(components.get(name)) for name in (*NAMES, "safety_checker", "feature_extractor")}
         about = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
+        if class_names:
+            about[CLASSES] = {str(number): name for number, name in enumerate(("", *class_names))}
         write_text(beside / INDEX, _to_json({**about, **index, "requires_safety_checker": False}))
         _keep_others(folder, beside)
 

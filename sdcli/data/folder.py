@@ -25,6 +25,7 @@ class Example:
     captions: tuple[str, ...]
     repeats: int = 1  # times that an epoch shows it
     place: str = ""  # the file, and the line in it, that names or captions it
+    label: str | None = None  # the class of what it shows
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,10 @@ def read_row(row: object, place: str, folder: Path) -> Example | Problem:
     captions = [*as_list(row.get("text")), *as_list(row.get("captions"))]
     if not all(isinstance(caption, str) for caption in captions):
         return Problem("bad-line", place, "has a caption that is no text", path)
-    return Example(path, told_apart(captions), place=place)
+    label = row.get("label")
+    if not isinstance(label, str | int | None):
+        return Problem("bad-line", place, "has a label that is neither a text nor a whole number", path)
+    return Example(path, told_apart(captions), place=place, label=None if label is None else str(label))
 
 
 def as_list(value: object) -> list:

@@ -87,6 +87,7 @@ def hash_of(pictures: list[Picture], folder: Path) -> str:
     for picture in pictures:
         example = picture.example
         row = [str(example.path.relative_to(folder)), picture.sha256, example.captions, example.repeats]
+        row += [] if example.label is None else [example.label]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 

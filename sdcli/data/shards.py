@@ -106,9 +106,8 @@ class Shards:
         """
         with explained(f"shard {shard} of {self.data}"):
             for number, row in enumerate(self._dataset.shard(len(self), shard).skip(first), start=first):
-                name = (
-                    f"{row.get('__url__') or f'shard {shard} of {self.data}'}, {row.get('__key__') or f'row {number}'}"
-                )
+                shard_name = row.get("__url__") or f"shard {shard} of {self.data}"
+                name = f"{shard_name}, {row.get('__key__') or f'row {number}'}"
                 found = next((row[column] for column in self.pictures if row[column] is not None), None)
                 yield Row(content_of(found), self._captions_of(row), name)
 
@@ -177,7 +176,7 @@ def content_of(picture: Mapping[str, Any] | None) -> bytes:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn what `datasets` and the readers below it raise, which is much, into an SdcliError that says what it is of."""
+    """Turn what `datasets` and the readers below it raise, which is much, into an SdcliError about `what`."""
     from datasets.exceptions import DatasetsError
 
     try:

@@ -1,10 +1,11 @@
 """The model that a run starts from: what --model brings, and the part that --config builds anew."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdcli.checkpoints import load_clip, load_components
+from sdcli.checkpoints.folder import class_names, read_index
 from sdcli.components.clip import CLIP
 from sdcli.components.scheduler import Scheduler
 from sdcli.components.unet import UNet
@@ -31,6 +32,7 @@ class Model:
 
     components: dict[str, object]
     clip: CLIP | None = None
+    class_names: tuple[str, ...] = ()  # of a class-conditional UNet, from number 1 on; 0 is no class
 
 
 def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
@@ -52,7 +54,7 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
         return with_schedule(model, settings)
     if architecture is not None:
         built, clip = build_part(settings.part, architecture, captions)
-        model = Model(model.components | built, clip)
+        model = Model(model.components | built, clip, () if settings.part == "unet" else model.class_names)
     require(model, BUILT_BY[settings.part], settings, "give its architecture by --config, such as --config emoji")
     if settings.part != "unet":
         return model
@@ -87,17 +89,40 @@ def with_schedule(model: Model, settings: TrainSettings) -> Model:
             "--zero-terminal-snr does not go with epsilon prediction, which says nothing where no signal is left",
             hint="add --prediction-type v_prediction",
         )
-    return Model(model.components | {"scheduler": Scheduler.from_config(config, **changes)}, model.clip)
+    scheduler = Scheduler.from_config(config, **changes)
+    return replace(model, components=model.components | {"scheduler": scheduler})
 
 
 def load_model(folder: Path, whole_clip: bool) -> Model:
     """What a model folder or a checkpoint holds; the CLIP with both towers only where it is what is trained."""
     components = load_components(folder)
     if not whole_clip:
-        return Model(components)
+        return Model(components, class_names=class_names(read_index(folder)))
     clip = load_clip(folder)
     text_encoder, image_encoder = clip.towers()
-    return Model(components | {"text_encoder": text_encoder, "image_encoder": image_encoder}, clip)
+    towers = {"text_encoder": text_encoder, "image_encoder": image_encoder}
+    return Model(components | towers, clip, class_names(read_index(folder)))
+
+
+def with_classes(model: Model, labels: Collection[str]) -> Model:
+    """The model with names for its UNet's classes: its own, or else the labels of the data.
+
+    Raises:
+        SdcliError: a class-conditional UNet has no class for a label, or nobody says what its classes are.
+    """
+    unet = model.components.get("unet")
+    room = None if unet is None else unet.config.num_class_embeds
+    if room is None:
+        return model
+    if not labels and not model.class_names:
+        raise SdcliError("the UNet is told classes, and no picture has one", hint='give lines of metadata a "label"')
+    names = model.class_names or tuple(sorted(labels))
+    if unknown := sorted(set(labels) - set(names)):
+        raise SdcliError(f"the model has no class {unknown[0]!r}", hint=f"it has {', '.join(names)}")
+    if len(names) >= room:
+        hint = f"set num_class_embeds = {len(names) + 1}: one more, for no class"
+        raise SdcliError(f"the UNet has room for {room - 1} classes, and the data has {len(names)}", hint=hint)
+    return replace(model, class_names=names)
 
 
 def check_architecture(model: Model, settings: TrainSettings, checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from sdcli.data.store import Store
 from sdcli.device import DTYPES, choose_placement
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.images import save_png, to_image
-from sdcli.training.assembly import check_architecture, load_model, start_model
+from sdcli.training.assembly import check_architecture, load_model, start_model, with_classes
 from sdcli.training.events import (
     Event,
     Interrupted,
@@ -91,7 +91,7 @@ def rehearse(settings: TrainSettings, material: Material, store: Store) -> Event
         SdcliError: what `train` would raise before its first update.
     """
     placement = choose_placement(settings.device, settings.precision)
-    model = start_model(settings, material.captions)
+    model = with_classes(start_model(settings, material.captions), material.labels)
     data, held_out = material.shown(settings, model)
     part = make_part(model, data, settings, store)
     make_optimizer(part.parameters(), settings)
@@ -130,6 +130,7 @@ class Trainer:
             check_architecture(self.model, settings, checkpoint)
         else:
             self.model = start_model(settings, material.captions)
+        self.model = with_classes(self.model, material.labels)
         self.data, self.held_out = material.shown(settings, self.model)
         self.part = make_part(self.model, self.data, settings, store)
         self._place()

@@ -42,6 +42,11 @@ class Material:
         """All captions that are trained on."""
         return [caption for picture in self.training for caption in picture.example.captions]
 
+    @property
+    def labels(self) -> set[str]:
+        """Classes of what is trained on, and of what is held out."""
+        return {each.example.label for each in (*self.training, *self.held_out) if each.example.label is not None}
+
     def shown(self, settings: TrainSettings, model: Model) -> tuple[Pictures, Pictures | None]:
         """Batches to train on, and batches to validate with, where pictures are held out."""
         framing = choose_framing(settings, model)

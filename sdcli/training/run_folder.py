@@ -26,8 +26,8 @@ VALIDATION = '"validation_'  # in lines of metrics.jsonl that are about held-out
 class RunFolder:
     """The folder of one training run.
 
-    `settings.json`, `metrics.jsonl`, `curves.png`, `samples/`, `checkpoints/step-000500/` (the model as trained, and the training
-    state), `checkpoints/latest`, and `model/`, the averaged weights of the newest checkpoint.
+    `settings.json`, `metrics.jsonl`, `curves.png`, `samples/`, `checkpoints/step-000500/` (the model as trained, and
+    the training state), `checkpoints/latest`, and `model/`, the averaged weights of the newest checkpoint.
     """
 
     def __init__(self, path: Path):

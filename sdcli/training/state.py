@@ -66,7 +66,7 @@ class State:
         saved = load_state(checkpoint)
         self.global_step, self.retreats = saved["global_step"], saved["retreats"]
         self.part.load(checkpoint, saved["part"])
-        self.part.data.restore(saved["data"])
+        self.part.data.restore(saved.get("data", {}))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.averages.load(saved["averages"])

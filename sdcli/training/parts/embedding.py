@@ -34,12 +34,14 @@ class Word(nn.Module):
         self.unet = unet
         self.vector = nn.Parameter(vector.clone())
 
-    def forward(self, noisy_latents: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
-        """(B, C, h, w), (B,) and tokens (B, L) to the UNet's output (B, C, h, w)."""
+    def forward(
+        self, noisy_latents: Tensor, timesteps: Tensor, input_ids: Tensor, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, h, w), (B,), tokens (B, L) and perhaps classes (B,) to the UNet's output (B, C, h, w)."""
         name, table = token_table(self.text_encoder)
         weights = {name: torch.cat([table[:-1].detach(), self.vector.to(table.dtype)])}
         output = torch.func.functional_call(self.text_encoder, weights, (input_ids,))
-        return self.unet(noisy_latents, timesteps, output.last_hidden_state)
+        return self.unet(noisy_latents, timesteps, output.last_hidden_state, class_labels)
 
 
 class EmbeddingPart(UnetPart):

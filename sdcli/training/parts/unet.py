@@ -30,6 +30,7 @@ class UnetPart(Part):
         super().__init__(model, data, settings)
         names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "image_encoder")
         self.pipeline = SdPipeline(**{name: model.components.get(name) for name in names})
+        self.pipeline.class_names = model.class_names
         self.network = self.pipeline.unet
         self.scheduler = self.pipeline.scheduler
         self.prediction_type = self.scheduler.config.prediction_type
@@ -83,11 +84,13 @@ class UnetPart(Part):
         if self.settings.noise_offset and not validating:
             offset = torch.randn(*shape[:2], 1, 1, generator=generator)
             batch["noise"] = batch["noise"] + self.settings.noise_offset * offset
+        dropped = torch.rand(len(shown), generator=generator) < (0 if validating else self.settings.caption_dropout)
         if self.reads_captions:
-            dropped = torch.rand(len(shown), generator=generator) < (0 if validating else self.settings.caption_dropout)
             captions = data.captions(shown, number)
             captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
             batch["input_ids"] = self.pipeline.tokenize(captions)
+        if self.model.class_names:
+            batch["class_labels"] = self._classes(data, shown) * ~dropped
         return batch
 
     def losses(self, network: nn.Module, batch: Batch) -> Batch:
@@ -96,7 +99,7 @@ class UnetPart(Part):
         latents = self._drawn_latents(batch)
         noisy_latents = add_noise(latents, batch["noise"], timesteps, scheduler.alphas_cumprod)
         embeds = self._embed(batch["input_ids"]) if "input_ids" in batch else None
-        model_output = network(noisy_latents, timesteps, embeds)
+        model_output = network(noisy_latents, timesteps, embeds, batch.get("class_labels"))
         if self.settings.loss == "perceptual":
             per_image = self._perceptual(model_output, noisy_latents, latents, timesteps)
         else:
@@ -117,11 +120,18 @@ class UnetPart(Part):
         shown = same_size(self.data.spread(SHOWN))
         prompts = list(self.settings.sample_prompts) or self.data.captions(shown, 0)
         width, height = shown[0].size
-        embeds = self.pipeline.encode_prompt(prompts, [""] * len(prompts))
+        negative_prompts = [""] * len(prompts)
+        embeds = self.pipeline.encode_prompt(prompts, negative_prompts)
+        classes = self.pipeline.encode_classes(prompts, negative_prompts)
         generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
         latents = self.pipeline.prepare_latents(generators, height, width)
-        latents = self.pipeline.denoise(latents, *embeds, SAMPLED_WITH, generators)
+        latents = self.pipeline.denoise(latents, *embeds, SAMPLED_WITH, generators, classes=classes)
         return sheet(self.pipeline.decode(latents), columns=4)
+
+    def _classes(self, data: Pictures, shown: Sequence[Shown]) -> Tensor:
+        """Class of each picture, (B,) int64; 0 of one without a label."""
+        labels = [data.example(each.index).label for each in shown]
+        return torch.tensor([0 if label is None else 1 + self.model.class_names.index(label) for label in labels])
 
     def _perceptual(self, model_output: Tensor, noisy_latents: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
         """How differently CLIP sees the picture that the prediction means and the true one, (B,)."""
