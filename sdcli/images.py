@@ -38,11 +38,19 @@ def load_image(source: Path | bytes, name: str = "") -> Image.Image:
     Raises:
         SdcliError: the file is missing, empty, no picture, damaged, or unreasonably large.
     """
-    name = name or str(source)
-    content = source if isinstance(source, bytes) else read_bytes(source)
-    image = open_image(content, name)
+    return to_rgb(open_upright(source, name or str(source)))
+
+
+def load_drawing(source: Path | bytes, name: str = "") -> Image.Image:
+    """Read a picture as RGBA, for a ground that is to be chosen; arguments and errors as for `load_image`."""
+    return open_upright(source, name or str(source)).convert("RGBA")
+
+
+def open_upright(source: Path | bytes, name: str) -> Image.Image:
+    """A picture as its file has it, decoded, and turned as its EXIF says."""
+    image = open_image(source if isinstance(source, bytes) else read_bytes(source), name)
     try:
-        return to_rgb(ImageOps.exif_transpose(image))
+        return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise SdcliError(f"{name} is damaged: {error}", hint=GET_AGAIN) from error
 

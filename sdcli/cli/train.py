@@ -73,6 +73,12 @@ def train(
     buckets: Annotated[bool, option("buckets", "Keep about the aspect ratio; else squares are cut.")] = False,
     random_crop: Annotated[bool, option("random_crop", "Cut anywhere, not at the centre.")] = False,
     random_flip: Annotated[float | None, option("random_flip", "Share of pictures mirrored left to right.")] = None,
+    grounds: Annotated[
+        float | None, option("grounds", "Share of transparent drawings put on a colour, which their caption tells.")
+    ] = None,
+    pairs: Annotated[
+        float | None, option("pairs", "Share of them put beside another one, which their caption tells.")
+    ] = None,
     caption_dropout: Annotated[float | None, option("caption_dropout", "Share of captions left out.")] = None,
     loss: Annotated[str | None, option("loss", f"{', '.join(LOSSES)} (default: the part's own).")] = None,
     prediction_type: Annotated[

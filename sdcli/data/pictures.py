@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdcli.data.compose import Composition, compose, composed_caption, draw_composition
 from sdcli.data.folder import Example, Problem
 from sdcli.data.order import Order, Size, bucket_sizes, nearest_size
 from sdcli.data.scan import Picture
@@ -27,6 +28,13 @@ class Framing:
     buckets: bool = False  # keep about the aspect ratio, instead of cutting a square
     random_crop: bool = False  # cut anywhere, instead of at the centre
     random_flip: float = 0.0  # share of pictures mirrored left to right
+    grounds: float = 0.0  # share of drawings on transparent ground that are put on a colour
+    pairs: float = 0.0  # share of them that are put beside another one
+
+    @property
+    def composes(self) -> bool:
+        """Whether pictures are made of others."""
+        return self.grounds > 0 or self.pairs > 0
 
     @functools.cached_property
     def sizes(self) -> list[Size]:
@@ -40,12 +48,13 @@ class Framing:
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of a batch: which, brought to what size, cut where, mirrored or not."""
+    """One picture of a batch: which, brought to what size, cut where, mirrored or not, put on what."""
 
     index: int
     size: Size
     place: tuple[float, float] = CENTRE  # of the cut; see `crop_box`
     flipped: bool = False
+    composition: Composition | None = None
 
 
 class Pictures:
@@ -66,8 +75,9 @@ class Pictures:
         self.seed = seed
         self.sizes = [framing.size_for(picture) for picture in pictures]
         self.order = Order(self.sizes, [picture.example.repeats for picture in pictures], batch_size, seed)
-        self._decoded: dict[tuple[int, tuple[float, float]], Image.Image] = {}
-        self._room = KEPT_BYTES // (3 * framing.resolution**2)
+        self._decoded: dict[tuple, Image.Image] = {}  # by index, and place of the cut or size of the drawing
+        self._room = KEPT_BYTES // (4 * framing.resolution**2)
+        self._drawings = [index for index, picture in enumerate(pictures) if picture.facts.transparent]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -83,13 +93,30 @@ class Pictures:
         for index in self.order.batch(number):
             place = (draw.random(), draw.random()) if self.framing.random_crop else CENTRE
             flipped = draw.random() < self.framing.random_flip
-            shown.append(Shown(index, self.sizes[index], place, flipped))
+            shown.append(Shown(index, self.sizes[index], place, flipped, self._composition(index, draw)))
         return shown
+
+    def _composition(self, index: int, draw: random.Random) -> Composition | None:
+        """What a picture becomes a part of, if it does."""
+        if not self.framing.composes or not self.pictures[index].facts.transparent:
+            return None
+        chance = draw.random()
+        if chance < self.framing.pairs:
+            return draw_composition(draw, draw.choice(self._drawings))
+        if chance < self.framing.pairs + self.framing.grounds:
+            return draw_composition(draw, None)
+        return None
 
     def captions(self, batch: Sequence[Shown], number: int) -> list[str]:
         """One caption for each picture of a batch, drawn anew whenever the picture is shown."""
         draw = random.Random(f"captions {self.seed} {number}")
-        return [draw.choice(self.example(shown.index).captions) for shown in batch]
+        return [self._caption(shown, draw) for shown in batch]
+
+    def _caption(self, shown: Shown, draw: random.Random) -> str:
+        if shown.composition is None:
+            return draw.choice(self.example(shown.index).captions)
+        things = [self.example(index).captions for index in self._parts(shown)]
+        return composed_caption(draw, things, shown.composition.colour)
 
     def generator(self, number: int) -> torch.Generator:
         """The source of all other chance in a batch."""
@@ -124,14 +151,41 @@ class Pictures:
         return crop_box(self.pictures[shown.index].size, shown.size, shown.place)
 
     def _pixel_values(self, shown: Shown) -> Tensor:
+        if shown.composition is not None:
+            drawings = [self._drawing(index, shown.size) for index in self._parts(shown)]
+            if shown.flipped:
+                drawings[0] = drawings[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            return to_pixel_values(compose(drawings, shown.composition, shown.size))
         pixel_values = to_pixel_values(self._scaled(shown))  # (1, 3, H, W)
         return pixel_values.flip(3) if shown.flipped else pixel_values
+
+    @staticmethod
+    def _parts(shown: Shown) -> list[int]:
+        """Indices of the examples that a picture is made of."""
+        partner = shown.composition.partner
+        return [shown.index] if partner is None else [shown.index, partner]
 
     def _scaled(self, shown: Shown) -> Image.Image:
         key = (shown.index, shown.place)
         if key in self._decoded:
             return self._decoded[key]
         picture = scale_and_cut(self.pictures[shown.index].load(), shown.size, self.crop(shown))
-        if shown.place == CENTRE and len(self._decoded) < self._room:
-            self._decoded[key] = picture
+        if shown.place == CENTRE:
+            self._keep(key, picture)
         return picture
+
+    def _drawing(self, index: int, size: Size) -> Image.Image:
+        """An example's drawing with its transparency, whole."""
+        key = (index, size)
+        if key not in self._decoded:
+            picture = self.pictures[index]
+            box = crop_box(picture.size, size, CENTRE)
+            drawing = scale_and_cut(picture.load(as_drawing=True), size, box)
+            self._keep(key, drawing)
+            return drawing
+        return self._decoded[key]
+
+    def _keep(self, key: tuple, picture: Image.Image) -> None:
+        """Remember a decoded picture, while there is room."""
+        if len(self._decoded) < self._room:
+            self._decoded[key] = picture

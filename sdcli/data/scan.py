@@ -12,7 +12,7 @@ from sdcli.data.folder import Contents, Example, Problem
 from sdcli.data.store import Store
 from sdcli.errors import SdcliError
 from sdcli.files import read_bytes, state_of
-from sdcli.images import Image, PictureFacts, describe_picture, load_image
+from sdcli.images import Image, PictureFacts, describe_picture, load_drawing, load_image
 
 LOOKED_AT_ONCE = 64
 DECODERS = 4  # threads; PIL decodes outside of Python's lock
@@ -32,9 +32,10 @@ class Picture:
         """Width and height in pixels."""
         return self.facts.width, self.facts.height
 
-    def load(self) -> Image.Image:
-        """The picture as RGB."""
-        return load_image(self.example.path if self.content is None else self.content, str(self.example.path))
+    def load(self, as_drawing: bool = False) -> Image.Image:
+        """The picture as RGB on white, or as RGBA, to be put on a ground."""
+        source = self.example.path if self.content is None else self.content
+        return (load_drawing if as_drawing else load_image)(source, str(self.example.path))
 
 
 def scan(contents: Contents, store: Store, need_captions: bool) -> Iterator[Picture | Problem]:

@@ -57,7 +57,7 @@ class Material:
             training = StreamedPictures(order, self.training[:SHOWN_OF_STREAM], framing, settings.seed)
         if not self.held_out:
             return training, None
-        at_rest = replace(framing, random_crop=False, random_flip=0.0)
+        at_rest = replace(framing, random_crop=False, random_flip=0.0, grounds=0.0, pairs=0.0)
         size = min(settings.batch_size, len(self.held_out))
         return training, Pictures(self.held_out, at_rest, size, settings.seed)
 
@@ -111,6 +111,8 @@ def gather_stream(settings: TrainSettings, need_captions: bool) -> Iterator[Warn
     def admitted(picture: Picture) -> Picture | None:
         return None if is_held_out(picture, settings.validation_split) else with_the_word(picture)
 
+    if settings.grounds or settings.pairs:
+        raise SdcliError("--grounds and --pairs need a folder of drawings", hint="leave them out for shards")
     shards = Shards(settings.data)
     first, _ = Reader(shards, need_captions, with_the_word, settings.seed).window(Place())
     held_out = [each for each in first if is_held_out(each, settings.validation_split)]
@@ -183,6 +185,8 @@ def choose_framing(settings: TrainSettings, model: Model) -> Framing:
         buckets=settings.buckets,
         random_crop=settings.random_crop,
         random_flip=settings.random_flip,
+        grounds=settings.grounds,
+        pairs=settings.pairs,
     )
 
 

@@ -59,6 +59,8 @@ RANGES = {  # of settings that are numbers: least, most
     "ema": (0, NEARLY_ONE),
     "caption_dropout": (0, 1),
     "random_flip": (0, 1),
+    "grounds": (0, 1),
+    "pairs": (0, 1),
     "validation_split": (0, 0.9),
 }
 POSITIVE = ("learning_rate", "max_grad_norm", "snr_gamma", "alpha")
@@ -94,6 +96,8 @@ class TrainSettings:
     buckets: bool = False  # keep about the aspect ratio of pictures
     random_crop: bool = False  # cut anywhere, not at the centre
     random_flip: float = 0.0  # share of pictures mirrored left to right
+    grounds: float = 0.0  # share of drawings on transparent ground that are put on a colour, which the caption tells
+    pairs: float = 0.0  # share of them that are put beside another one, which the caption tells
     caption_dropout: float = 0.1  # share of captions left out, for classifier-free guidance
     validation_split: float = 0.0  # share of pictures held out
     on_error: str = "stop"  # what to do about pictures and captions that cannot be used
@@ -177,6 +181,11 @@ class TrainSettings:
         for name, part in of_one_part.items():
             if getattr(self, name) and self.part != part:
                 raise SdcliError(f"--{flag(name)} goes with --part {part} only", hint="leave it out")
+        if self.grounds + self.pairs > 1:
+            raise SdcliError(
+                f"--grounds {self.grounds} and --pairs {self.pairs} are more than all pictures together",
+                hint="their sum may be 1 at most",
+            )
         if self.part == "clip" and self.loss is not None:
             raise SdcliError("--part clip has one loss, the contrastive one", hint="leave out --loss")
         if self.part == "vae" and self.loss == "perceptual":

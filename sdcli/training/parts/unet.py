@@ -49,7 +49,8 @@ class UnetPart(Part):
     @property
     def cached(self) -> bool:
         """Whether latents are computed once: there is a VAE, and pictures come again, always cut alike."""
-        return self.pipeline.vae is not None and self.data.known and not self.settings.random_crop
+        comes_again = self.data.known and not self.data.framing.composes and not self.settings.random_crop
+        return self.pipeline.vae is not None and comes_again
 
     def prepare(self) -> Iterator[tuple[int, int]]:
         """Encode every picture once, unless its latents are kept from before; mirrored ones as well, if wanted."""

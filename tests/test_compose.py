@@ -1,0 +1,120 @@
+"""Compositions: the ground has its colour, drawings lie where their captions say, and nothing opaque is touched."""
+
+import random
+import re
+
+import numpy
+import pytest
+from PIL import Image, ImageDraw
+
+from sdcli.data.compose import GROUNDS, SHADES, Composition, compose, composed_caption, draw_composition
+from sdcli.data.folder import read_contents
+from sdcli.data.pictures import Framing, Pictures
+from sdcli.data.scan import scan
+from sdcli.data.store import Store
+from sdcli.errors import SdcliError
+from sdcli.training.settings import TrainSettings
+
+INK = {"red": (200, 0, 0), "blue": (0, 0, 200), "green": (0, 150, 0)}
+
+
+@pytest.fixture
+def drawings(tmp_path):
+    """Three discs on transparent ground, and an opaque picture."""
+    for name, colour in INK.items():
+        image = Image.new("RGBA", (64, 64))
+        ImageDraw.Draw(image).ellipse((8, 8, 56, 56), fill=(*colour, 255))
+        image.save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"a {name} disc\na {name} disc, in a style of many words")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "opaque.png")
+    (tmp_path / "opaque.txt").write_text("a sheet of paper")
+    return tmp_path
+
+
+def shown(folder, **framing) -> Pictures:
+    pictures = list(scan(read_contents(folder), Store(None), need_captions=True))
+    return Pictures(pictures, Framing(resolution=64, multiple=8, **framing), batch_size=4, seed=1)
+
+
+def ink_of(pixels: numpy.ndarray) -> str | None:
+    """Whose ink is in a part of a picture."""
+    found = {name for name, ink in INK.items() if (abs(pixels.astype(int) - ink).sum(-1) < 30).sum() > 20}
+    return found.pop() if len(found) == 1 else None
+
+
+def test_a_ground_has_the_colour_that_the_caption_tells(drawings):
+    pictures, colours = shown(drawings, grounds=1.0), set()
+    for number in range(30):
+        batch = pictures.batch(number)
+        for each, caption, pixels in zip(
+            batch, pictures.captions(batch, number), pictures.pixel_values(batch), strict=True
+        ):
+            corner = (pixels[:, 0, 0] + 1) * 127.5
+            if each.composition is None:
+                assert caption == "a sheet of paper"
+                continue
+            colour = re.search(r"(\w+)(?: background)?$", caption)[1]
+            assert max(abs(corner - numpy.array(GROUNDS[colour]))) <= SHADES + 1
+            assert any(caption.startswith(f"a {name} disc") for name in INK)
+            colours.add(colour)
+    assert colours == set(GROUNDS)
+
+
+def test_two_drawings_lie_as_the_caption_says(drawings):
+    """Left and right of the middle there is one ink each, in the order of the words where they give one."""
+    pictures, seen = shown(drawings, pairs=1.0), set()
+    for number in range(30):
+        batch = pictures.batch(number)
+        for each, caption, pixels in zip(
+            batch, pictures.captions(batch, number), pictures.pixel_values(batch), strict=True
+        ):
+            if each.composition is None:
+                continue
+            image = ((pixels.permute(1, 2, 0).numpy() + 1) * 127.5).round()
+            left, right = ink_of(image[:, :32]), ink_of(image[:, 32:])
+            first, second = re.findall(r"a (\w+) disc", caption)
+            words = re.search(r"disc (.*?) a \w+ disc", caption)[1]
+            seen.add(words)
+            assert [left, right] == ([second, first] if words == "to the right of" else [first, second])
+            assert re.search("to the|next|and", words)
+    assert seen == {"next to", "and", "to the left of", "to the right of"}
+
+
+def test_without_the_settings_nothing_changes(drawings):
+    plain, composed = shown(drawings), shown(drawings, grounds=0.5, pairs=0.5)
+    for number in range(5):
+        batch = plain.batch(number)
+        assert all(each.composition is None for each in batch)
+        again = composed.batch(number)
+        assert [each.index for each in again] == [each.index for each in batch]
+        assert composed.batch(number) == again
+        assert composed.captions(again, number) == composed.captions(again, number)
+
+
+def test_drawings_keep_their_edges_and_their_shape():
+    """Half transparent pixels mix with the ground, not with white; nothing is squeezed or cut off."""
+    drawing = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(drawing).rectangle((16, 16, 47, 47), fill=(0, 0, 0, 128))
+    composition = Composition("red", (200, 0, 0), 1.0, (0.0, 0.0))
+    picture = numpy.asarray(compose([drawing], composition, (64, 64)))
+    assert abs(picture[32, 32].astype(int) - (100, 0, 0)).max() <= 2
+    assert (picture[:, :, 0] < 150).sum() == 32 * 32
+    for seed in range(50):
+        chosen = draw_composition(random.Random(seed), partner=0)
+        dark = Image.new("RGBA", (64, 64), (1, 2, 3, 255))
+        pixels = numpy.asarray(compose([dark, dark], chosen, (64, 64))).astype(int)
+        inside = (abs(pixels - (1, 2, 3)).sum(-1) < 4).sum() / 2
+        assert inside == round(64 * chosen.scale) ** 2
+
+
+def test_long_captions_are_parts_only_where_there_is_no_short_one():
+    draw = random.Random(0)
+    long = "a very long caption of more words than six"
+    assert all(long not in composed_caption(draw, [[long, "a cat"], ["a dog"]], "white") for _ in range(20))
+    assert long in composed_caption(draw, [[long], ["a dog"]], "white")
+    assert "an orange background" in {composed_caption(draw, [["x"]], "orange")[5:] for _ in range(20)}
+
+
+def test_shares_beyond_all_pictures_are_refused(tmp_path):
+    with pytest.raises(SdcliError, match="more than all pictures together"):
+        TrainSettings(data=str(tmp_path), output="run", config="emoji", grounds=0.7, pairs=0.5)
