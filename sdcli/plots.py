@@ -64,7 +64,7 @@ def draw_validation(axes: Axes, rows: Sequence[Row]) -> None:
     if rows:
         axes.legend(frameon=False)
     else:
-        say(axes, "no pictures are held out\n(--validation-split)")
+        say(axes, "no held-out pictures so far\n(--validation-split)")
 
 
 def draw_by_timestep(axes: Axes, rows: Sequence[Row]) -> None:

@@ -108,6 +108,14 @@ def test_a_run_goes_on_with_the_classes_that_it_has(labelled, model, tmp_path):
     assert load_pipeline(str(tmp_path / "run")).class_names == ("blue", "green", "red", "yellow")
 
 
+def test_all_parts_are_refused_for_labels_before_the_first_is_trained(squares, architecture, tmp_path):
+    config = tmp_path / "all.toml"
+    config.write_text(architecture.read_text().replace("[unet]", "[unet]\nnum_class_embeds = 3"))
+    with pytest.raises(SdcliError, match="no picture has one"):
+        list(train(settings(squares, tmp_path / "run", part="all", config=str(config))))
+    assert not (tmp_path / "run").exists()
+
+
 def test_labels_that_do_not_fit_are_refused(labelled, squares, model, tmp_path):
     """Nobody has said what the classes are; there are too many; the model does not know one."""
     config = tmp_path / "classes.toml"
@@ -127,4 +135,8 @@ def test_labels_that_do_not_fit_are_refused(labelled, squares, model, tmp_path):
         list(train(settings(other, tmp_path / "run", model=str(model))))
     (other / "metadata.jsonl").write_text(lines.replace('"label": 7', '"label": [7]'))
     assert [problem.kind for problem in read_contents(other).problems] == ["bad-line"]
+    (other / "metadata.jsonl").write_text(
+        '{"file_name": "red.png", "label": " "}\n{"file_name": "blue.png", "label": 7}'
+    )
+    assert [(each.label, each.captions) for each in read_contents(other).examples] == [(None, ()), ("7", ("7",))]
     assert not (tmp_path / "run").exists()

@@ -1,9 +1,11 @@
 """Shards as training data: every layout, every picture once an epoch, and a run that resumes to the bit."""
 
 import dataclasses
+import gc
 import io
 import json
 import tarfile
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from sdcli.data.stream import Place, Reader, StreamOrder
 from sdcli.errors import SdcliError
 from sdcli.training.events import Interrupted, Started, Stepped, Validated, Warned
 from sdcli.training.loop import train
+from sdcli.training.parts.vae import VaePart
 from sdcli.training.settings import TrainSettings
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -133,11 +136,39 @@ def test_a_stream_goes_on_from_its_state(shards, number, monkeypatch):
 
 
 def test_only_a_window_is_in_memory(shards, monkeypatch):
+    """Of all pictures that were read, no more than a window and a batch still exist anywhere."""
     monkeypatch.setattr(stream, "WINDOW", 5)
-    order = order_of(shards)
+    order, read = order_of(shards), weakref.WeakSet()
+    order.reader.choose = lambda picture: read.add(picture) or picture
     for number in range(40):
         order.batch(number)
-        assert len(order.pictures) <= 5 + 4
+        gc.collect()
+        assert len(order.pictures) <= 5 + 4 and len(read) <= 5 + 2 * 4
+
+
+def test_an_epoch_reads_every_row_once(shards, monkeypatch):
+    """A window goes on where the one before it has ended, in a shard that stays open."""
+    monkeypatch.setattr(stream, "WINDOW", 5)
+    order, opened = order_of(shards), []
+    original = Shards.rows
+    monkeypatch.setattr(Shards, "rows", lambda self, shard, first: opened.append(first) or original(self, shard, first))
+    for number in range(10):
+        order.batch(number)
+    assert opened[:3] == [0, 0, 0] and set(opened) == {0}
+
+
+def test_labels_are_read_as_their_names(tmp_path):
+    """WebDataset's `cls`, and a column whose names the file knows; they caption what has no other caption."""
+    write_tar(tmp_path / "a.tar", [("1", {"png": png(1), "cls": b"7"})])
+    (row,) = Shards(str(tmp_path / "a.tar")).rows(0, 0)
+    assert (row.label, row.captions) == ("7", ("7",))
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as Pictures
+
+    features = Features({"image": Pictures(), "label": ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": png(1), "path": None}] * 2, "label": [1, 0]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "b.parquet")
+    assert [row.label for row in Shards(str(tmp_path / "b.parquet")).rows(0, 0)] == ["dog", "cat"]
 
 
 def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
@@ -159,6 +190,9 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
         ("words.parquet", "words.parquet has no column of pictures: it has caption"),
         ("broken.parquet", "cannot read broken.parquet"),
         ("useless.tar", "useless.tar holds no picture that can be used"),
+        ("a-{009..000}.tar", "--data a-{009..000}.tar names no file"),
+        ("hf:", "--data hf: names no data set"),
+        ("mixed", "mixed holds .tar and pictures"),
     ],
 )
 def test_shards_that_cannot_be_read_say_why(name, message, shards, tmp_path, monkeypatch):
@@ -169,6 +203,9 @@ def test_shards_that_cannot_be_read_say_why(name, message, shards, tmp_path, mon
     pyarrow.parquet.write_table(pyarrow.table({"caption": ["one"]}), "words.parquet")
     Path("broken.parquet").write_bytes(b"PAR1, but no more")
     write_tar(Path("useless.tar"), [("1", {"png": b"no picture", "txt": b"one"})])
+    Path("mixed").mkdir()
+    Path("mixed/a.tar").write_bytes(Path("useless.tar").read_bytes())
+    Path("mixed/a.png").write_bytes(png(1))
     with pytest.raises(SdcliError) as caught:
         Reader(Shards(name), True, lambda picture: picture, seed=0).window(Place())
     assert message in str(caught.value)
@@ -207,6 +244,34 @@ def test_a_run_on_a_stream_resumes_to_the_bit(shards, tmp_path, architecture, cl
         for run in (tmp_path / "whole", tmp_path / "parted")
     )
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_after_a_slip_a_stream_goes_on_from_the_checkpoint(shards, tmp_path, architecture, monkeypatch):
+    """With two batches begun ahead, the batches after it are those that come after the checkpoint."""
+    monkeypatch.setattr(stream, "WINDOW", 6)
+    shown, original, slips = [], VaePart.losses, iter([False] * 5 + [True])
+
+    def slippery(self, network, batch):
+        if torch.is_grad_enabled():
+            shown.append(batch["pixel_values"].sum().item())
+        losses = original(self, network, batch)
+        return losses | {"loss": losses["loss"] * float("nan")} if next(slips, False) else losses
+
+    monkeypatch.setattr(VaePart, "losses", slippery)
+    changes = {"config": str(architecture), "part": "vae", "steps": 9, "checkpoint_every": 3, "num_workers": 2}
+    list(train(settings(shards, tmp_path / "run", **changes)))
+    undisturbed, after = shown[:6], shown[6:]
+    assert after[:3] == undisturbed[3:] and len(after) == 6
+
+
+def test_a_stream_whose_beginning_has_nothing_to_train_on_says_what_it_has(tmp_path, architecture, monkeypatch):
+    monkeypatch.setattr(stream, "WINDOW", 2)
+    write_parquet(tmp_path / "a.parquet", [png(number) for number in range(4)], [""] * 4)
+    run = settings(tmp_path, tmp_path / "run", config=str(architecture), part="clip")
+    with pytest.raises(SdcliError, match="no pictures to train on") as caught:
+        list(train(run))
+    assert "has no caption" in caught.value.hint and "image, caption" in caught.value.hint
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_tells_what_it_leaves_out_and_refuses_other_shards(shards, tmp_path, architecture):

@@ -76,14 +76,44 @@ def test_two_processes_learn_what_one_does(part, tmp_path, squares, model):
     """
     flags = ["--data", squares, "--model", model, "--part", part, "--steps", 4, "--batch-size", 4, "--warmup", 1]
     flags += ["--device", "cpu", "--learning-rate", "1e-3", "--progress", "none"]
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launched += ["--master_port", str(29500 + os.getpid() % 1000), *command(*flags, "-o", tmp_path / "two")[1:]]
     subprocess.run(command(*flags, "-o", tmp_path / "one"), env=environment(), check=True)
-    result = subprocess.run(launched, env=environment(), check=True, capture_output=True, text=True)
+    result = torchrun(*flags, "-o", tmp_path / "two")
     assert result.stdout == f"{tmp_path / 'two'}\n"
     for alone, shared in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess:
+    """Two processes over gloo."""
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launched += ["--master_port", str(29500 + os.getpid() % 1000), *command(*arguments)[1:]]
+    return subprocess.run(launched, env=environment(), capture_output=True, text=True)
+
+
+def test_two_processes_train_all_parts_and_go_on(tmp_path, squares, architecture):
+    """One of them makes the folders; both go from part to part together, and again when the run is longer."""
+    flags = ["--device", "cpu", "--progress", "none", "-o", tmp_path / "run"]
+    begin = ["--data", squares, "--part", "all", "--config", architecture, "--steps", 2, "--batch-size", 4]
+    result = torchrun(*begin, *flags)
+    assert result.returncode == 0, result.stderr
+    assert torchrun(*flags, "--resume", "--steps", 3).returncode == 0
+    assert len(rows_of(tmp_path / "run" / "unet")) == 3
+    assert (tmp_path / "run" / "model" / "model_index.json").is_file()
+
+
+def test_held_out_pictures_divide_among_processes(many, tmp_path, model):
+    """Every process gets as many; where there are fewer pictures than processes it is said."""
+    from sdcli.training.assembly import load_model
+    from sdcli.training.material import Material, gather, open_store
+
+    run = settings(many, tmp_path / "run", model=str(model), validation_split=0.25, batch_size=8)
+    (material,) = [item for item in gather(run, open_store(run)) if isinstance(item, Material)]
+    loaded = load_model(model / "model", whole_clip=False)
+    for processes in (2, 4):
+        assert material.shown(run, loaded, processes)[1].order.batch_size % processes == 0
+    with pytest.raises(SdcliError, match="held out, and there are 64 processes"):
+        material.shown(run, loaded, 64)
 
 
 def test_passes_of_an_update_are_averaged(tmp_path, squares, model, monkeypatch):

@@ -189,6 +189,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise SdcliError(f"{folder} is no model: it has no {INDEX}", hint="name a folder in the diffusers layout")
     index = read_json(folder / INDEX)
     for name, entry in index.items():
+        if name == CLASSES and not (isinstance(entry, dict) and entry.keys() == {str(n) for n in range(len(entry))}):
+            raise SdcliError(f"{folder / INDEX}: {CLASSES} must name classes 0, 1, 2 …", hint=FETCH_AGAIN)
         known = name.startswith("_") or name in (*stock.NOT_LOADED, CLASSES)
         if not known and not (isinstance(entry, list) and len(entry) == 2):
             must = f"{name} must be [library, class name], got {entry!r}"
@@ -199,7 +201,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 def class_names(index: Mapping[str, Any]) -> tuple[str, ...]:
     """What the classes of a class-conditional UNet are called, from number 1 on; 0 is no class."""
     names = index.get(CLASSES) or {}
-    return tuple(names[number] for number in sorted(names, key=int) if number != "0")
+    return tuple(names[str(number)] for number in range(1, len(names)))
 
 
 def has(index: Mapping[str, Any], name: str) -> bool:

@@ -114,9 +114,15 @@ def read_row(row: object, place: str, folder: Path) -> Example | Problem:
     if not all(isinstance(caption, str) for caption in captions):
         return Problem("bad-line", place, "has a caption that is no text", path)
     label = row.get("label")
-    if not isinstance(label, str | int | None):
+    if not isinstance(label, str | int | None) or isinstance(label, bool):
         return Problem("bad-line", place, "has a label that is neither a text nor a whole number", path)
-    return Example(path, told_apart(captions), place=place, label=None if label is None else str(label))
+    label = label_of(label)
+    return Example(path, told_apart(captions or as_list(label)), place=place, label=label)
+
+
+def label_of(value: str | int | None) -> str | None:
+    """The name of a class; a blank one is none."""
+    return None if value is None else str(value).strip() or None
 
 
 def as_list(value: object) -> list:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli.data.folder import METADATA, as_list, told_apart
+from sdcli.data.folder import METADATA, as_list, label_of, told_apart
 from sdcli.errors import SdcliError
+from sdcli.images import PICTURES
 
 ON_HUB = "hf:"
 SUFFIXES = {".tar": "webdataset", ".parquet": "parquet"}
 NUMBERED = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many files
+LABELS = ("label", "cls")
 CAPTIONS = ("text", "caption", "captions", "txt", "prompt")
 PICTURE_KEYS = {"bytes", "path"}  # of a picture that is not decoded
 FORMS = "a folder of .tar or .parquet files, 'NAME-{000..099}.tar', or hf:OWNER/NAME:SPLIT"
@@ -30,6 +32,7 @@ class Row:
 
     content: bytes
     captions: tuple[str, ...]
+    label: str | None  # the class of what it shows
     name: str  # to be told by in messages
 
 
@@ -42,11 +45,18 @@ def is_stream(data: str) -> bool:
 
 
 def shards_in(folder: Path) -> list[str]:
-    """The shards in a folder, those of the first kind that there is."""
-    for suffix in SUFFIXES:
-        if found := sorted(map(str, folder.glob(f"*{suffix}"))):
-            return found
-    return []
+    """The shards in a folder.
+
+    Raises:
+        SdcliError: there are pictures beside them, or shards of another kind.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (*SUFFIXES, *PICTURES))
+    kinds = {path.suffix.lower() if path.suffix.lower() in SUFFIXES else "pictures" for path in files}
+    if kinds == {"pictures"}:
+        return []
+    if len(kinds) > 1:
+        raise SdcliError(f"{folder} holds {' and '.join(sorted(kinds))}", hint="put each kind into a folder of its own")
+    return list(map(str, files))
 
 
 def numbered(name: str) -> list[str]:
@@ -83,8 +93,10 @@ class Shards:
             dataset = self._open()
             if dataset.features is None:
                 dataset = dataset._resolve_features()
-            self.pictures, columns = find_pictures(dataset, data)
-            self.captions = [name for name in (*CAPTIONS, "json") if name in columns]
+            self.columns = list(dataset.features)
+            self.pictures = find_pictures(dataset, data)
+            self.captions = [name for name in (*CAPTIONS, "json") if name in self.columns]
+            self.label = next((name for name in LABELS if name in self.columns), None)
             for name in self.pictures:
                 dataset = dataset.cast_column(name, self._undecoded())
         self._dataset = dataset
@@ -109,7 +121,8 @@ class Shards:
                 shard_name = row.get("__url__") or f"shard {shard} of {self.data}"
                 name = f"{shard_name}, {row.get('__key__') or f'row {number}'}"
                 found = next((row[column] for column in self.pictures if row[column] is not None), None)
-                yield Row(content_of(found), self._captions_of(row), name)
+                label = self._label_of(row)
+                yield Row(content_of(found), self._captions_of(row) or told_apart(as_list(label)), label, name)
 
     def _captions_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         values = []
@@ -117,6 +130,13 @@ class Shards:
             value = row[column]
             values += [value.get(name) for name in CAPTIONS] if isinstance(value, Mapping) else [value]
         return told_apart([text for value in values for text in as_list(value) if isinstance(text, str)])
+
+    def _label_of(self, row: Mapping[str, Any]) -> str | None:
+        value = None if self.label is None else row[self.label]
+        names = getattr(self._dataset.features.get(self.label), "names", None)
+        if names and isinstance(value, int):
+            value = names[value] if 0 <= value < len(names) else None
+        return label_of(value) if isinstance(value, str | int) else None
 
     @staticmethod
     def _undecoded():
@@ -130,11 +150,15 @@ class Shards:
         from datasets import load_dataset
 
         if self.data.startswith(ON_HUB):
+            if self.data == ON_HUB:
+                raise SdcliError(f"--data {ON_HUB} names no data set", hint=f"--data takes {FORMS}")
             name, _, split = self.data.removeprefix(ON_HUB).partition(":")
             name, _, revision = name.partition("@")
             return load_dataset(name, revision=revision or None, split=split or "train", streaming=True)
         folder = Path(self.data)
         self.files = shards_in(folder) if folder.is_dir() else numbered(self.data)
+        if not self.files:
+            raise SdcliError(f"--data {self.data} names no file", hint=f"--data takes {FORMS}")
         for file in self.files:
             if "://" not in file and not Path(file).is_file():
                 raise SdcliError(f"there is no shard {file}", hint=f"--data takes {FORMS}")
@@ -142,8 +166,8 @@ class Shards:
         return load_dataset(kind, data_files=self.files, split="train", streaming=True)
 
 
-def find_pictures(dataset, data: str) -> tuple[list[str], list[str]]:
-    """The columns that hold pictures, and all columns.
+def find_pictures(dataset, data: str) -> list[str]:
+    """The columns that hold pictures.
 
     Raises:
         SdcliError: none does.
@@ -159,7 +183,7 @@ def find_pictures(dataset, data: str) -> tuple[list[str], list[str]]:
     if not pictures:
         listed = ", ".join(features)
         raise SdcliError(f"{data} has no column of pictures: it has {listed}", hint="name one such as image or jpg")
-    return pictures, list(features)
+    return pictures
 
 
 def content_of(picture: Mapping[str, Any] | None) -> bytes:
@@ -181,6 +205,6 @@ def explained(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, tarfile.TarError, DatasetsError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SdcliError(f"cannot read {what}: {reason}", hint=f"--data takes {FORMS}") from error

@@ -22,7 +22,6 @@ from sdcli.errors import SdcliError
 from sdcli.images import describe_picture
 
 WINDOW = 1024  # pictures that are in memory at once, and shuffled among each other
-READ_AHEAD = 64  # batches, at most, that have been made and not been trained on
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,9 @@ class Place:
     shard: int = 0  # which of the epoch's order
     row: int = 0  # of the shard
     index: int = 0  # pictures taken before
+
+
+Rows = Iterator[tuple[int, int, Row]]
 
 
 class Reader:
@@ -50,7 +52,8 @@ class Reader:
         self.need_captions = need_captions
         self.choose = choose
         self.seed = seed
-        self.problems: list[Problem] = []
+        self.problems: deque[Problem] = deque()
+        self._open: tuple[Place, Rows] | None = None  # where the last window has ended
 
     def window(self, place: Place) -> tuple[list[Picture], Place]:
         """The pictures from a place on, up to WINDOW of them or the end of the epoch, and the place after them.
@@ -58,9 +61,8 @@ class Reader:
         Raises:
             SdcliError: a shard cannot be read, or a whole epoch holds no picture that can be used.
         """
-        order = list(range(len(self.shards)))
-        random.Random(f"shards {self.seed} {place.epoch}").shuffle(order)
-        rows = self._rows(order, place)
+        goes_on = self._open is not None and self._open[0] == place
+        rows, self._open = self._open[1] if goes_on else self._rows(place), None
         taken = list(itertools.islice(rows, WINDOW))
         with ThreadPoolExecutor(DECODERS) as pool:
             looked_at = list(pool.map(self._look, (row for _, _, row in taken)))
@@ -71,10 +73,14 @@ class Reader:
                 raise SdcliError(f"{self.shards.data} holds no picture that can be used", hint=self._first_problem())
             return pictures, Place(epoch=place.epoch + 1, index=place.index + len(pictures))
         shard, row, _ = taken[-1]
-        return pictures, replace(place, shard=shard, row=row + 1, index=place.index + len(pictures))
+        following = replace(place, shard=shard, row=row + 1, index=place.index + len(pictures))
+        self._open = following, rows
+        return pictures, following
 
-    def _rows(self, order: list[int], place: Place) -> Iterator[tuple[int, int, Row]]:
+    def _rows(self, place: Place) -> Rows:
         """Rows of an epoch from a place on, each with its shard's place in the order and its number in the shard."""
+        order = list(range(len(self.shards)))
+        random.Random(f"shards {self.seed} {place.epoch}").shuffle(order)
         for shard in range(place.shard, len(order)):
             first = place.row if shard == place.shard else 0
             for number, row in enumerate(self.shards.rows(order[shard], first), start=first):
@@ -100,7 +106,7 @@ def picture_of(row: Row, need_captions: bool) -> Picture:
     if need_captions and not row.captions:
         raise SdcliError(f"{row.name} has no caption")
     facts = describe_picture(row.content, row.name)
-    example = Example(Path(row.name), row.captions, place=row.name)
+    example = Example(Path(row.name), row.captions, place=row.name, label=row.label)
     return Picture(example, hashlib.sha256(row.content).hexdigest(), facts, row.content)
 
 
@@ -112,17 +118,19 @@ class StreamOrder:
         framing: decides on the bucket of a picture.
         batch_size: pictures in a batch.
         seed: of the order within a window.
+        ahead: batches, at most, that are made before they are trained on.
     """
 
-    def __init__(self, reader: Reader, framing: Framing, batch_size: int, seed: int):
+    def __init__(self, reader: Reader, framing: Framing, batch_size: int, seed: int, ahead: int = 0):
         self.reader = reader
         self.framing = framing
         self.batch_size = batch_size
         self.seed = seed
+        self.ahead = ahead
         self.pictures: dict[int, Picture] = {}  # by their number in the stream
         self.sizes: dict[int, Size] = {}
         self._lock = threading.Lock()  # batches are made in a thread, while another one saves and shows
-        self.restore({"batch": 0, "place": {}, "left": []})
+        self.restore({})
 
     def add(self, index: int, picture: Picture) -> None:
         """Have a picture at hand."""
@@ -132,6 +140,7 @@ class StreamOrder:
     def batch(self, number: int) -> list[int]:
         """Numbers of the pictures of batch `number`, which are at hand until the next one is asked for."""
         with self._lock:
+            assert number >= self._next, "a stream runs forwards; `restore` goes back"
             while True:
                 for index in self._used:
                     del self.pictures[index], self.sizes[index]
@@ -148,6 +157,7 @@ class StreamOrder:
                 {
                     "content": torch.frombuffer(bytearray(picture.content), dtype=torch.uint8),
                     "captions": list(picture.example.captions),
+                    "label": picture.example.label,
                     "name": picture.example.place,
                 }
                 for picture in begun["left"]
@@ -155,7 +165,8 @@ class StreamOrder:
             return {"batch": begun["batch"], "place": asdict(begun["place"]), "left": left}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave; from the beginning if that is nothing, as of a run on other data."""
+        state = state or {"batch": 0, "place": {}, "left": []}
         with self._lock:
             for index in [index for index in self.pictures if index >= 0]:
                 del self.pictures[index], self.sizes[index]
@@ -164,7 +175,8 @@ class StreamOrder:
             self._used: list[int] = []  # the batch that was given last
             self._queues: dict[Size, list[int]] = {}
             for before, kept in enumerate(state["left"], start=1):
-                row = Row(kept["content"].numpy().tobytes(), tuple(kept["captions"]), kept["name"])
+                content = kept["content"].numpy().tobytes()
+                row = Row(content, tuple(kept["captions"]), kept["label"], kept["name"])
                 index = place.index - before
                 self.add(index, picture_of(row, need_captions=False))
                 self._queues.setdefault(self.sizes[index], []).append(index)
@@ -179,10 +191,11 @@ class StreamOrder:
             for index, picture in enumerate(window, start=first):
                 self.add(index, picture)
             indices = list(range(first, first + len(window)))
+            del window  # so that each picture goes when it has been shown
             random.Random(f"window {self.seed} {first}").shuffle(indices)
             yield from batches_of(indices, self.sizes.__getitem__, self.batch_size, self._queues)
             self._windows.append(self._beginning(place))
-            while len(self._windows) > 1 and self._windows[1]["batch"] < self._next - READ_AHEAD:
+            while len(self._windows) > 1 and self._windows[1]["batch"] < self._next - self.ahead - 1:
                 self._windows.popleft()
 
     def _beginning(self, place: Place) -> dict[str, Any]:
@@ -221,8 +234,8 @@ class StreamedPictures(Pictures):
 
     def new_problems(self) -> list[Problem]:
         """What was left out since this was last asked."""
-        problems, self.order.reader.problems = self.order.reader.problems, []
-        return problems
+        waiting = self.order.reader.problems  # to which the thread that reads ahead adds
+        return [waiting.popleft() for _ in range(len(waiting))]
 
     def spread(self, count: int) -> list[Shown]:
         """At most `count` of the pictures that stay."""

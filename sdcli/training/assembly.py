@@ -110,19 +110,27 @@ def with_classes(model: Model, labels: Collection[str]) -> Model:
     Raises:
         SdcliError: a class-conditional UNet has no class for a label, or nobody says what its classes are.
     """
-    unet = model.components.get("unet")
-    room = None if unet is None else unet.config.num_class_embeds
+    room = model.components["unet"].config.num_class_embeds
     if room is None:
         return model
-    if not labels and not model.class_names:
-        raise SdcliError("the UNet is told classes, and no picture has one", hint='give lines of metadata a "label"')
-    names = model.class_names or tuple(sorted(labels))
+    names = model.class_names or classes_of(labels, room)
     if unknown := sorted(set(labels) - set(names)):
         raise SdcliError(f"the model has no class {unknown[0]!r}", hint=f"it has {', '.join(names)}")
-    if len(names) >= room:
-        hint = f"set num_class_embeds = {len(names) + 1}: one more, for no class"
-        raise SdcliError(f"the UNet has room for {room - 1} classes, and the data has {len(names)}", hint=hint)
     return replace(model, class_names=names)
+
+
+def classes_of(labels: Collection[str], room: int) -> tuple[str, ...]:
+    """Names of the classes of a UNet that is made for `room` of them, number 0, no class, among them.
+
+    Raises:
+        SdcliError: it has too few, or the data none.
+    """
+    if not labels:
+        raise SdcliError("the UNet is told classes, and no picture has one", hint='give lines of metadata a "label"')
+    if len(labels) >= room:
+        hint = f"set num_class_embeds = {len(labels) + 1}: one more, for no class"
+        raise SdcliError(f"the UNet has room for {room - 1} classes, and the data has {len(labels)}", hint=hint)
+    return tuple(sorted(labels))
 
 
 def check_architecture(model: Model, settings: TrainSettings, checkpoint: Path) -> None:
@@ -131,7 +139,8 @@ def check_architecture(model: Model, settings: TrainSettings, checkpoint: Path) 
     for section in NETWORKS & {*BUILT_BY[settings.part]}:
         config = model.components[section].config
         for name, expected in architecture.get(section, {}).items():
-            found = list(config[name]) if isinstance(config[name], tuple) else config[name]
+            found = config.get(name, expected)  # towers take some keys of stock without having a use for them
+            found = list(found) if isinstance(found, tuple) else found
             if found != expected and name != "scaling_factor":  # which is chosen while training
                 raise SdcliError(
                     f"{checkpoint} is of another architecture than {settings.config}: {name} of its {section} is "

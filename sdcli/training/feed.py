@@ -1,7 +1,7 @@
 """Batches on their way to the network: made ahead in a thread, shared among processes."""
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from accelerate import Accelerator
 
@@ -44,9 +44,10 @@ class Feed:
         return {name: tensor.chunk(processes)[index].to(self.accelerator.device) for name, tensor in batch.items()}
 
     def forget(self) -> None:
-        """Drop what was begun: the run goes on elsewhere."""
+        """Drop what was begun, and wait for the batch in hand: the run goes on elsewhere."""
         for _, future in self._begun:
             future.cancel()
+        wait(future for _, future in self._begun)
         self._begun.clear()
 
     def close(self) -> None:

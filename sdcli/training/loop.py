@@ -33,7 +33,7 @@ from sdcli.training.parts.base import Batch
 from sdcli.training.processes import start_accelerator
 from sdcli.training.provenance import provenance
 from sdcli.training.run_folder import RunFolder
-from sdcli.training.settings import ADAPTERS, TrainSettings
+from sdcli.training.settings import ADAPTERS, DENOISERS, TrainSettings
 from sdcli.training.state import State
 from sdcli.training.trackers import plain
 
@@ -91,7 +91,9 @@ def rehearse(settings: TrainSettings, material: Material, store: Store) -> Event
         SdcliError: what `train` would raise before its first update.
     """
     placement = choose_placement(settings.device, settings.precision)
-    model = with_classes(start_model(settings, material.captions), material.labels)
+    model = start_model(settings, material.captions)
+    if settings.part in DENOISERS:
+        model = with_classes(model, material.labels)
     data, held_out = material.shown(settings, model)
     part = make_part(model, data, settings, store)
     make_optimizer(part.parameters(), settings)
@@ -130,8 +132,9 @@ class Trainer:
             check_architecture(self.model, settings, checkpoint)
         else:
             self.model = start_model(settings, material.captions)
-        self.model = with_classes(self.model, material.labels)
-        self.data, self.held_out = material.shown(settings, self.model)
+        if settings.part in DENOISERS:
+            self.model = with_classes(self.model, material.labels)
+        self.data, self.held_out = material.shown(settings, self.model, self.accelerator.num_processes)
         self.part = make_part(self.model, self.data, settings, store)
         self._place()
         network = torch.compile(self.part.network) if settings.compile else self.part.network
@@ -173,7 +176,9 @@ class Trainer:
             processes=self.accelerator.num_processes,
         )
         if self.part.reads_captions:
-            yield from too_long(self.material.captions, self.model.components["tokenizer"])
+            tokenizer, text_encoder = (self.model.components[name] for name in ("tokenizer", "text_encoder"))
+            most = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+            yield from too_long(self.material.captions, tokenizer, most)
         for done, total in self.part.prepare():
             yield Preparing(done, total)
 
@@ -334,9 +339,9 @@ class Trainer:
                 hint="try a smaller --learning-rate; the checkpoints are still there",
                 exit_code=EXIT_NOT_A_NUMBER,
             ) from error
+        self.feed.forget()  # first: what it has begun goes on from elsewhere
         self.state.retreat(self.folder.newest())
         self._forget_metrics()
-        self.feed.forget()
         rate = f"1/{2**self.state.retreats} of the learning rate"
         return Warned(f"{message}; back to update {self.global_step}, with {rate}")
 

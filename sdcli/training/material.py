@@ -10,9 +10,9 @@ from sdcli.components.unet import UNet
 from sdcli.data.folder import LAYOUTS, Example, Problem, read_contents
 from sdcli.data.pictures import Framing, Pictures
 from sdcli.data.scan import Picture, hash_of, refuse, scan
-from sdcli.data.shards import Shards, is_stream
+from sdcli.data.shards import ON_HUB, Shards, is_stream
 from sdcli.data.store import Store, default_store
-from sdcli.data.stream import Place, Reader, StreamedPictures, StreamOrder
+from sdcli.data.stream import WINDOW, Place, Reader, StreamedPictures, StreamOrder
 from sdcli.errors import SdcliError
 from sdcli.training.assembly import Model
 from sdcli.training.events import Checking, Warned
@@ -47,18 +47,27 @@ class Material:
         """Classes of what is trained on, and of what is held out."""
         return {each.example.label for each in (*self.training, *self.held_out) if each.example.label is not None}
 
-    def shown(self, settings: TrainSettings, model: Model) -> tuple[Pictures, Pictures | None]:
-        """Batches to train on, and batches to validate with, where pictures are held out."""
+    def shown(self, settings: TrainSettings, model: Model, processes: int = 1) -> tuple[Pictures, Pictures | None]:
+        """Batches to train on, and batches to validate with, where pictures are held out.
+
+        Raises:
+            SdcliError: not every process gets one that is held out.
+        """
         framing = choose_framing(settings, model)
         if self.reader is None:
             training = Pictures(self.training, framing, settings.batch_size, settings.seed)
         else:
-            order = StreamOrder(self.reader, framing, settings.batch_size, settings.seed)
+            order = StreamOrder(self.reader, framing, settings.batch_size, settings.seed, settings.num_workers)
             training = StreamedPictures(order, self.training[:SHOWN_OF_STREAM], framing, settings.seed)
         if not self.held_out:
             return training, None
         at_rest = replace(framing, random_crop=False, random_flip=0.0, grounds=0.0, pairs=0.0)
-        size = min(settings.batch_size, len(self.held_out))
+        size = min(settings.batch_size, len(self.held_out) // processes * processes)
+        if size == 0:
+            raise SdcliError(
+                f"{len(self.held_out)} pictures are held out, and there are {processes} processes",
+                hint="hold out more by --validation-split, or none",
+            )
         return training, Pictures(self.held_out, at_rest, size, settings.seed)
 
 
@@ -96,7 +105,7 @@ def gather(settings: TrainSettings, store: Store) -> Iterator[Checking | Warned 
     yield Material(training, held_out, hash_of(pictures, contents.folder))
 
 
-def gather_stream(settings: TrainSettings, need_captions: bool) -> Iterator[Warned | Material]:
+def gather_stream(settings: TrainSettings, need_captions: bool) -> Iterator[Checking | Warned | Material]:
     """Look at the first window of a stream; the rest is looked at on the way, and what cannot be used left out.
 
     Raises:
@@ -114,18 +123,28 @@ def gather_stream(settings: TrainSettings, need_captions: bool) -> Iterator[Warn
     if settings.grounds or settings.pairs:
         raise SdcliError("--grounds and --pairs need a folder of drawings", hint="leave them out for shards")
     shards = Shards(settings.data)
-    first, _ = Reader(shards, need_captions, with_the_word, settings.seed).window(Place())
+    if settings.data.startswith(ON_HUB) and "@" not in settings.data:
+        yield Warned(f"{settings.data} may change between runs; name a revision: hf:OWNER/NAME@REVISION")
+    yield Checking(0, WINDOW)
+    looking = Reader(shards, need_captions, with_the_word, settings.seed)
+    first, _ = looking.window(Place())
     held_out = [each for each in first if is_held_out(each, settings.validation_split)]
     training = [each for each in first if not is_held_out(each, settings.validation_split)]
+    if not training:
+        problem = f"{looking.problems[0].place} {looking.problems[0].message}; " if looking.problems else ""
+        raise SdcliError(
+            f"no pictures to train on among the first of {settings.data}",
+            hint=f"{problem}{len(held_out)} are held out, and the columns are {', '.join(shards.columns)}",
+        )
     if settings.validation_split and not held_out:
         yield Warned(f"--validation-split {settings.validation_split} of the first {len(first)} pictures is none")
-    yield Material(training, held_out, shards.sha256, Reader(shards, need_captions, admitted, settings.seed))
+    kept = [*training[:SHOWN_OF_STREAM], *(replace(each, content=None) for each in training[SHOWN_OF_STREAM:])]
+    yield Material(kept, held_out, shards.sha256, Reader(shards, need_captions, admitted, settings.seed))
 
 
-def too_long(captions: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Warned]:
-    """Tell how many captions are cut off, and the longest of them."""
+def too_long(captions: list[str], tokenizer: PreTrainedTokenizerBase, most: int) -> Iterator[Warned]:
+    """Tell how many captions have more tokens than `most`, and are cut off, and which one is the longest."""
     lengths = [len(each) for each in tokenizer(captions, verbose=False).input_ids]
-    most = tokenizer.model_max_length
     cut = sum(length > most for length in lengths)
     if cut:
         longest = captions[lengths.index(max(lengths))]
@@ -140,7 +159,7 @@ def left_out(problems: list[Problem]) -> Iterator[Warned]:
     for problem in problems[:TOLD]:
         yield Warned(f"left out: {problem.place} {problem.message}")
     if len(problems) > TOLD:
-        yield Warned(f"left out: {len(problems) - TOLD} more, which `sdcli data check` lists")
+        yield Warned(f"left out: {len(problems) - TOLD} more")
 
 
 def is_held_out(picture: Picture, share: float) -> bool:

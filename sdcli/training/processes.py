@@ -3,7 +3,7 @@
 import os
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from sdcli.device import choose_placement
 from sdcli.errors import SdcliError
@@ -14,6 +14,11 @@ from sdcli.training.trackers import find_tracker
 # What `accelerate launch` sets where its configuration splits weights or optimizer among the processes. A checkpoint of
 # ours is written by one process, which would have a part of them only.
 SPLITTING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+
+
+def join_processes(settings: TrainSettings) -> PartialState:
+    """Wait until all processes of a run are there."""
+    return PartialState(cpu=choose_placement(settings.device, settings.precision).device.type == "cpu")
 
 
 def start_accelerator(settings: TrainSettings, folder: RunFolder) -> Accelerator:

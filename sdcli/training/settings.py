@@ -10,6 +10,7 @@ from sdcli.settings import LARGEST_SEED, check_choice, check_range, check_size, 
 PARTS = ("unet", "vae", "clip", "lora", "embedding", "all")
 STAGES = ("vae", "clip", "unet")  # of --part all; each needs those before it
 ADAPTERS = ("lora", "embedding")  # parts that are put onto a model, which stays as it is
+DENOISERS = ("unet", *ADAPTERS)  # parts that learn from noisy pictures
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 LOSSES = ("mse", "l1", "huber", "perceptual")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree")

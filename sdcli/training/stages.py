@@ -5,10 +5,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sdcli.data.folder import read_contents
+from sdcli.data.shards import is_stream
 from sdcli.errors import SdcliError
 from sdcli.registry import find_architecture
 from sdcli.training import loop
+from sdcli.training.assembly import classes_of
 from sdcli.training.events import Event, Interrupted
+from sdcli.training.processes import join_processes
 from sdcli.training.run_folder import RunFolder, finished_steps
 from sdcli.training.settings import STAGES, TrainSettings
 
@@ -21,28 +25,34 @@ def train(
         yield from loop.train(settings, resume, stop, dry_run)
         return
     folder = RunFolder(Path(settings.output))
+    process = join_processes(settings)
+    check_classes(settings)
     if not resume:
         folder.refuse_existing()
-    if not dry_run and not resume:
+        process.wait_for_everyone()
+    if not dry_run and not resume and process.is_main_process:
         folder.create()
         folder.write_settings(settings)
     before = settings.model
     stages = stages_of(settings)
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
+        process.wait_for_everyone()
         run = RunFolder(Path(stage.output))
         begun = resume and run.has_checkpoint()
         # What a later part has been trained on stays as it is.
         settled = begun and following is not None and RunFolder(Path(following.output)).has_checkpoint()
         if not settled and not (begun and finished_steps(run) >= stage.steps):
-            if run.path.exists() and not begun:
+            if process.is_main_process and run.path.exists() and not begun:
                 shutil.rmtree(run.path)  # killed before its first checkpoint
+            process.wait_for_everyone()
             for event in loop.train(dataclasses.replace(stage, model=before), begun, stop, dry_run):
                 yield event
                 if isinstance(event, Interrupted):
                     return
         if dry_run:
             return
-        folder.use(run)
+        if process.is_main_process:
+            folder.use(run)
         before = stage.output
 
 
@@ -57,6 +67,15 @@ def stages_of(settings: TrainSettings) -> list[TrainSettings]:
     if not parts:
         raise SdcliError(f"{settings.config} has neither a [vae] nor a [text_encoder] nor a [unet]", hint="add one")
     return [dataclasses.replace(settings.stage(part), output=str(Path(settings.output) / part)) for part in parts]
+
+
+def check_classes(settings: TrainSettings) -> None:
+    """Raise SdcliError now where the UNet's stage would, for the labels of the data: hours may lie before it."""
+    architecture = {} if settings.config is None else find_architecture(settings.config)
+    room = architecture.get("unet", {}).get("num_class_embeds")
+    if room is not None and not is_stream(settings.data):
+        examples = read_contents(Path(settings.data)).examples
+        classes_of({example.label for example in examples} - {None}, room)
 
 
 STAGES_BY_SECTION = dict(zip(("vae", "text_encoder", "unet"), STAGES, strict=True))
