@@ -115,6 +115,35 @@ def test_long_captions_are_parts_only_where_there_is_no_short_one():
     assert "an orange background" in {composed_caption(draw, [["x"]], "orange")[5:] for _ in range(20)}
 
 
+def test_a_drawing_has_its_variations_and_no_others(drawings):
+    """Each is the same whenever it comes, in pixels too, and all are known beforehand, so that they can be encoded."""
+    pictures = shown(drawings, grounds=0.5, pairs=0.3, variations=3, random_flip=0.5)
+    known = {each for index in range(len(pictures)) for each in pictures.all_at_rest(index)}
+    seen = {each for number in range(60) for each in pictures.batch(number)}
+    assert seen == known
+    assert 4 < len(known) <= 2 * (3 * 3 + 1)
+
+
+def test_latents_of_variations_are_computed_once(drawings, tmp_path, architecture, monkeypatch):
+    """A UNet's run encodes every variation before its first update, and nothing after it."""
+    from sdcli.components.vae import VAE
+    from sdcli.training.events import Preparing
+    from sdcli.training.loop import train
+
+    common = {"batch_size": 4, "device": "cpu", "cache": "none", "config": str(architecture), "data": str(drawings)}
+    vae, clip, unet = (str(tmp_path / part) for part in ("vae", "clip", "unet"))
+    list(train(TrainSettings(**common, part="vae", output=vae, steps=1)))
+    list(train(TrainSettings(**common, part="clip", model=vae, output=clip, steps=1)))
+    changes = {"part": "unet", "model": clip, "output": unet, "steps": 8, "grounds": 0.5, "pairs": 0.3, "variations": 3}
+    encoded, original = [], VAE.encode
+    monkeypatch.setattr(VAE, "encode", lambda self, images: encoded.append(len(images)) or original(self, images))
+    prepared = None
+    for event in train(TrainSettings(**common, **changes)):
+        if isinstance(event, Preparing) and event.done == event.total:
+            prepared = sum(encoded)
+    assert prepared == sum(encoded) <= 3 * 3 + 1
+
+
 def test_shares_beyond_all_pictures_are_refused(tmp_path):
     with pytest.raises(SdcliError, match="more than all pictures together"):
         TrainSettings(data=str(tmp_path), output="run", config="emoji", grounds=0.7, pairs=0.5)

@@ -79,6 +79,9 @@ def train(
     pairs: Annotated[
         float | None, option("pairs", "Share of them put beside another one, which their caption tells.")
     ] = None,
+    variations: Annotated[
+        int | None, option("variations", "Compositions per drawing, encoded once; 0 makes new ones all the time.")
+    ] = None,
     caption_dropout: Annotated[float | None, option("caption_dropout", "Share of captions left out.")] = None,
     loss: Annotated[str | None, option("loss", f"{', '.join(LOSSES)} (default: the part's own).")] = None,
     prediction_type: Annotated[

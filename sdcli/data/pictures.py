@@ -30,6 +30,7 @@ class Framing:
     random_flip: float = 0.0  # share of pictures mirrored left to right
     grounds: float = 0.0  # share of drawings on transparent ground that are put on a colour
     pairs: float = 0.0  # share of them that are put beside another one
+    variations: int = 0  # that a picture has, each the same whenever it is shown; 0 makes a new one every time
 
     @property
     def composes(self) -> bool:
@@ -100,6 +101,15 @@ class Pictures:
         """What a picture becomes a part of, if it does."""
         if not self.framing.composes or not self.pictures[index].facts.transparent:
             return None
+        if self.framing.variations:
+            return self._variation(index, draw.randrange(self.framing.variations))
+        return self._fresh_composition(draw)
+
+    @functools.cache  # noqa: B019 - as long-lived as the pictures themselves
+    def _variation(self, index: int, number: int) -> Composition | None:
+        return self._fresh_composition(random.Random(f"variation {self.seed} {index} {number}"))
+
+    def _fresh_composition(self, draw: random.Random) -> Composition | None:
         chance = draw.random()
         if chance < self.framing.pairs:
             return draw_composition(draw, draw.choice(self._drawings))
@@ -136,6 +146,16 @@ class Pictures:
     def at_rest(self, index: int, flipped: bool = False) -> Shown:
         """A picture as it is shown where chance does not cut it."""
         return Shown(index, self.sizes[index], CENTRE, flipped)
+
+    def all_at_rest(self, index: int) -> list[Shown]:
+        """Every way in which a picture is shown, where chance does not cut it: mirrored or not, each variation."""
+        share = self.framing.random_flip
+        flips = (False, True) if 0 < share < 1 else (share == 1,)
+        compositions: list[Composition | None] = [None]
+        if self.framing.composes and self.pictures[index].facts.transparent:
+            compositions = [self._variation(index, number) for number in range(self.framing.variations)]
+        ways = [Shown(index, self.sizes[index], CENTRE, flip, way) for flip in flips for way in compositions]
+        return list(dict.fromkeys(ways))
 
     def spread(self, count: int) -> list[Shown]:
         """At most `count` pictures, evenly from the first to the last."""

@@ -206,6 +206,7 @@ def choose_framing(settings: TrainSettings, model: Model) -> Framing:
         random_flip=settings.random_flip,
         grounds=settings.grounds,
         pairs=settings.pairs,
+        variations=settings.variations,
     )
 
 

@@ -62,6 +62,7 @@ RANGES = {  # of settings that are numbers: least, most
     "random_flip": (0, 1),
     "grounds": (0, 1),
     "pairs": (0, 1),
+    "variations": (0, math.inf),
     "validation_split": (0, 0.9),
 }
 POSITIVE = ("learning_rate", "max_grad_norm", "snr_gamma", "alpha")
@@ -99,6 +100,7 @@ class TrainSettings:
     random_flip: float = 0.0  # share of pictures mirrored left to right
     grounds: float = 0.0  # share of drawings on transparent ground that are put on a colour, which the caption tells
     pairs: float = 0.0  # share of them that are put beside another one, which the caption tells
+    variations: int = 0  # compositions that each drawing has, for good; 0 makes a new one whenever it is shown
     caption_dropout: float = 0.1  # share of captions left out, for classifier-free guidance
     validation_split: float = 0.0  # share of pictures held out
     on_error: str = "stop"  # what to do about pictures and captions that cannot be used

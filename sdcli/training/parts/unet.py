@@ -49,15 +49,15 @@ class UnetPart(Part):
     @property
     def cached(self) -> bool:
         """Whether latents are computed once: there is a VAE, and pictures come again, always cut alike."""
-        comes_again = self.data.known and not self.data.framing.composes and not self.settings.random_crop
-        return self.pipeline.vae is not None and comes_again
+        framing = self.data.framing
+        comes_again = self.data.known and not framing.random_crop and (framing.variations or not framing.composes)
+        return self.pipeline.vae is not None and bool(comes_again)
 
     def prepare(self) -> Iterator[tuple[int, int]]:
-        """Encode every picture once, unless its latents are kept from before; mirrored ones as well, if wanted."""
+        """Encode every picture once in each way that it is shown, unless its latents are kept from before."""
         if not self.cached:
             return
-        flips = (False, True) if 0 < self.settings.random_flip < 1 else (self.settings.random_flip == 1,)
-        wanted = [self.data.at_rest(index, flipped) for index in range(len(self.data)) for flipped in flips]
+        wanted = [shown for index in range(len(self.data)) for shown in self.data.all_at_rest(index)]
         done = 0
         for shown in in_batches(wanted):
             self._moments(self.data, shown)
@@ -168,18 +168,18 @@ class UnetPart(Part):
         found: dict[Shown, Tensor] = {}
         for each in shown:
             known = self._latents.get((data, each))
-            if known is None:
+            if known is None and each.composition is None:
                 kept = self.store.get_array(self._key(data, each))
                 known = None if kept is None else torch.from_numpy(kept)
             if known is not None:
                 found[each] = known
         missing = [each for each in dict.fromkeys(shown) if each not in found]
         if missing:
-            fresh = self._encode(data.pixel_values(missing))
+            fresh = dict(zip(missing, self._encode(data.pixel_values(missing)), strict=True))
             self.store.put_arrays(
-                (self._key(data, each), moments.numpy()) for each, moments in zip(missing, fresh, strict=True)
+                (self._key(data, each), moments.numpy()) for each, moments in fresh.items() if each.composition is None
             )
-            found |= dict(zip(missing, fresh, strict=True))
+            found |= fresh
         for each, moments in found.items():
             if len(self._latents) * moments.nbytes < KEPT_BYTES:
                 self._latents[data, each] = moments
