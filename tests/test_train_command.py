@@ -83,7 +83,7 @@ def test_a_mistake_is_one_line_and_a_hint(arguments, message, tmp_path, capsys):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_a_checkpoint_that_resumes(number, code, squares, architecture, tmp_path):
     """The run ends after the update in hand, with the shell's code for the signal, and goes on where it was."""
     command = [sys.executable, "-m", "sdcli", "train", "--data", squares, "--config", architecture, *QUICK]

@@ -82,6 +82,17 @@ def test_sixty_updates_are_thirty_and_thirty_resumed(tmp_path, squares, architec
     assert [row["global_step"] for row in rows] == list(range(1, 61))
 
 
+def test_a_run_draws_its_curves_and_samples_unless_told_not_to(tmp_path, squares, architecture):
+    for every in (2, 0):
+        run = settings(
+            squares, tmp_path / str(every), config=str(architecture), part="vae", steps=3, sample_every=every
+        )
+        list(train(run))
+        assert (tmp_path / str(every) / "curves.png").read_bytes().startswith(b"\x89PNG")
+        sheets = [path.name for path in (tmp_path / str(every) / "samples").iterdir()]
+        assert sorted(sheets) == (["step-000002.png", "step-000003.png"] if every else [])
+
+
 def test_old_checkpoints_go_only_when_newer_ones_are_there(tmp_path, squares, architecture):
     list(
         train(

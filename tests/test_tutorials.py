@@ -45,7 +45,8 @@ def test_digits_are_named_by_a_classifier_of_real_ones(tmp_path, monkeypatch):
     names = "zero one two three four five six seven eight nine".split()
     wanted = numpy.repeat(numpy.arange(10), SEEDS)
     made = pictures_of("runs/digits", [f"a handwritten {names[digit]}" for digit in wanted], seed=1000)
-    ink = [16 - numpy.asarray(each.convert("L").resize((8, 8), Image.Resampling.BOX)) * 16 / 255 for each in made]
+    small = [each.convert("L").resize((8, 8), Image.Resampling.BOX) for each in made]
+    ink = [16 - numpy.asarray(each, dtype=float) * 16 / 255 for each in small]
     named = classifier.predict(numpy.stack(ink).reshape(len(ink), -1))
     assert (named == wanted).mean() >= 0.9
 

@@ -303,3 +303,18 @@ def test_a_controlnet_of_another_shape_is_refused(sample, text):
     residuals = {"down_block_additional_residuals": [torch.zeros(2, 16, 8, 8)] * 3}
     with pytest.raises(ValueError, match="zip"):
         tiny()(sample, 10, text, **residuals, mid_block_additional_residual=torch.zeros(2, 32, 4, 4))
+
+
+def test_a_linear_layer_is_a_convolution_of_single_pixels(monkeypatch):
+    """Whichever of the two is faster here, output and gradients are the same to 1e-5."""
+    from sdcli.components import attention
+
+    layer = attention.Linear(24, 40)
+    tokens = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    results = []
+    for faster in (True, False):
+        monkeypatch.setattr(attention, "convolutions_are_faster", lambda faster=faster: faster)
+        output = layer(tokens)
+        results.append((output, *torch.autograd.grad(output.square().sum(), [tokens, *layer.parameters()])))
+    for convolved, multiplied in zip(*results, strict=True):
+        torch.testing.assert_close(convolved, multiplied, rtol=1e-5, atol=1e-5)

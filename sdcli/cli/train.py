@@ -119,7 +119,9 @@ def train(
     sample_prompt: Annotated[
         list[str] | None, option("sample_prompts", "Prompt of the sample sheets; repeatable.", "--sample-prompt")
     ] = None,
-    sample_every: Annotated[int | None, option("sample_every", "Updates between two sample sheets.")] = None,
+    sample_every: Annotated[
+        int | None, option("sample_every", "Updates between two sample sheets; 0 makes none.")
+    ] = None,
     checkpoint_every: Annotated[int | None, option("checkpoint_every", "Updates between two checkpoints.")] = None,
     keep: Annotated[int | None, option("keep", "Checkpoints that stay on disk.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of --output.")] = False,

@@ -4,8 +4,10 @@ B batch, C channels, H W rows and columns, L = H * W pixels, S text tokens, D ch
 stock diffusers' names, so that weights and adapters of other tools fit.
 """
 
+import functools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sdcli.components.layers import Checkpointed
@@ -13,16 +15,22 @@ from sdcli.components.layers import Checkpointed
 KeysValues = tuple[Tensor, Tensor]  # keys and values of one attention, each (B, heads, S, D)
 
 
-class Linear(nn.Linear):
-    """A linear layer over tokens, on the CPU as the convolution of 1x1 pixels that it also is.
+@functools.cache
+def convolutions_are_faster() -> bool:
+    """Whether the CPU has AVX-512, of which oneDNN makes use on every processor, and MKL on Intel's alone."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
-    PyTorch gives convolutions to oneDNN and products of matrices to MKL, which on processors of other makers than
-    Intel takes up to twice the time, forwards and backwards.
+
+class Linear(nn.Linear):
+    """A linear layer over tokens, on some CPUs as the convolution of 1x1 pixels that it also is.
+
+    PyTorch gives convolutions to oneDNN and products of matrices to MKL, which on processors with AVX-512 of other
+    makers than Intel takes up to twice the time, forwards and backwards.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, C_in) to (B, L, C_out)."""
-        if tokens.device.type != "cpu":
+        if tokens.device.type != "cpu" or not convolutions_are_faster():
             return super().forward(tokens)
         pixels = tokens.transpose(1, 2).unsqueeze(2)  # (B, C_in, 1, L), in memory still channels last
         return nn.functional.conv2d(pixels, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)

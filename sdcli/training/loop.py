@@ -216,7 +216,7 @@ class Trainer:
             if stopped and not last:
                 yield Interrupted(self.global_step)
                 return
-            if last or self.global_step % settings.sample_every == 0:
+            if settings.sample_every and (last or self.global_step % settings.sample_every == 0):
                 yield from self._sample()
 
     def _place(self) -> None:
@@ -294,9 +294,7 @@ class Trainer:
         return Validated(global_step=self.global_step, losses=losses)
 
     def _sample(self) -> Iterator[Event]:
-        """Show what the weights that are used can do, and how they came to it."""
-        if self.accelerator.is_main_process:
-            self.folder.draw_curves()
+        """Show what the weights that are used can do."""
         with self.state.used(self.settings.average), torch.no_grad():
             picture = self.part.sample() if self.accelerator.is_main_process else None
         if picture is not None:
@@ -311,6 +309,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.part.finish()
             path = self.folder.save(self._write, self.global_step, self.state.capture(), self.settings.keep)
+            self.folder.draw_curves()
         self._write_used()
         return Saved(path, self.global_step)
 

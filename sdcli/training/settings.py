@@ -44,7 +44,7 @@ RANGES = {  # of settings that are numbers: least, most
     "steps": (1, math.inf),
     "batch_size": (1, math.inf),
     "accumulate": (1, math.inf),
-    "sample_every": (1, math.inf),
+    "sample_every": (0, math.inf),
     "validate_every": (1, math.inf),
     "checkpoint_every": (1, math.inf),
     "keep": (1, math.inf),
@@ -143,7 +143,7 @@ class TrainSettings:
     compile: bool = False
     # what is told and kept
     validate_every: int = 500
-    sample_every: int = 500
+    sample_every: int = 500  # 0 makes no samples
     sample_prompts: tuple[str, ...] = ()
     checkpoint_every: int = 500
     keep: int = 2  # checkpoints that stay on disk

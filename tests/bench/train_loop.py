@@ -146,7 +146,7 @@ def ours(args, output: Path) -> list[float]:
     """`sdcli train` as a process; seconds per update, from its own metrics."""
     precision = "fp32" if args.mixed == "no" else args.mixed
     flags = f"--steps {args.steps} --batch-size {args.batch_size} --learning-rate 1e-5 --lr-schedule constant "
-    flags += f"--sample-every 100000 --checkpoint-every 100000 --device {args.device} --precision {precision}"
+    flags += f"--sample-every 0 --checkpoint-every 100000 --device {args.device} --precision {precision}"
     command = [sys.executable, "-m", "sdcli", "train", "--data", args.data, "--model", args.model, "-o", str(output)]
     command += ["--cache", args.cache, "--progress", "none", *flags.split()]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
