@@ -124,14 +124,15 @@ def test_a_drawing_has_its_variations_and_no_others(drawings):
     assert 4 < len(known) <= 2 * (3 * 3 + 1)
 
 
-def test_latents_of_variations_are_computed_once(drawings, tmp_path, architecture, monkeypatch):
+def test_latents_of_variations_are_computed_once(drawings, tmp_path_factory, architecture, monkeypatch):
     """A UNet's run encodes every variation before its first update, and nothing after it."""
     from sdcli.components.vae import VAE
     from sdcli.training.events import Preparing
     from sdcli.training.loop import train
 
     common = {"batch_size": 4, "device": "cpu", "cache": "none", "config": str(architecture), "data": str(drawings)}
-    vae, clip, unet = (str(tmp_path / part) for part in ("vae", "clip", "unet"))
+    runs = tmp_path_factory.mktemp("runs")
+    vae, clip, unet = (str(runs / part) for part in ("vae", "clip", "unet"))
     list(train(TrainSettings(**common, part="vae", output=vae, steps=1)))
     list(train(TrainSettings(**common, part="clip", model=vae, output=clip, steps=1)))
     changes = {"part": "unet", "model": clip, "output": unet, "steps": 8, "grounds": 0.5, "pairs": 0.3, "variations": 3}

@@ -140,7 +140,7 @@ def test_only_a_window_is_in_memory(shards, monkeypatch):
     monkeypatch.setattr(stream, "WINDOW", 5)
     order, read = order_of(shards), weakref.WeakSet()
     order.reader.choose = lambda picture: read.add(picture) or picture
-    for number in range(40):
+    for number in range(12):
         order.batch(number)
         gc.collect()
         assert len(order.pictures) <= 5 + 4 and len(read) <= 5 + 2 * 4

@@ -69,6 +69,7 @@ def test_all_parts_in_turn_make_a_model(model):
     assert all(index[name][0] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "image_encoder"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["vae", "clip", "unet"])
 def test_two_processes_learn_what_one_does(part, tmp_path, squares, model):
     """The same global batch on 1 and on 2 processes over gloo: losses and gradients agree to 1e-4 of their size, which
@@ -91,6 +92,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(launched, env=environment(), capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_train_all_parts_and_go_on(tmp_path, squares, architecture):
     """One of them makes the folders; both go from part to part together, and again when the run is longer."""
     flags = ["--device", "cpu", "--progress", "none", "-o", tmp_path / "run"]

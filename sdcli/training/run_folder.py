@@ -167,10 +167,7 @@ class RunFolder:
         target = self.checkpoints / f"step-{global_step:06d}"
         with whole_folder(target, mark=STATE) as scratch:
             write_model(scratch)
-            with open(scratch / STATE, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
+            write_state(state, scratch / STATE)
         link = self.checkpoints / ".latest.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(target.name)
@@ -182,6 +179,19 @@ class RunFolder:
         by_step = sorted(self.checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
         for old in by_step[:-keep]:
             shutil.rmtree(old)
+
+
+def write_state(state: dict[str, object], path: Path) -> None:
+    """Write a training state to the disk. Raises OSError where that is full."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own writer stumbles over the file that it could not finish
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def finished_steps(run: RunFolder) -> int:
