@@ -132,6 +132,8 @@ class UnetPart(Part):
     def _classes(self, data: Pictures, shown: Sequence[Shown]) -> Tensor:
         """Class of each picture, (B,) int64; 0 of one without a label."""
         labels = [data.example(each.index).label for each in shown]
+        if unknown := set(labels) - {None, *self.model.class_names}:  # further on in a stream
+            raise SdcliError(f"the model has no class {unknown.pop()!r}", hint="the first pictures must name all")
         return torch.tensor([0 if label is None else 1 + self.model.class_names.index(label) for label in labels])
 
     def _perceptual(self, model_output: Tensor, noisy_latents: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
