@@ -99,3 +99,51 @@ def test_a_folder_that_is_not_there_and_text_that_is_none_are_mistakes(tmp_path)
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SdcliError, match="is not UTF-8"):
         read_contents(tmp_path)
+
+
+def drawings(folder: Path) -> Path:
+    """Three pictures with columns beyond the captions."""
+    rows = [
+        {"file_name": "a.png", "text": "a heart", "family": "noto", "tags": ["red", "love"]},
+        {"file_name": "b.png", "text": "a dog", "family": "fx", "tags": ["brown"]},
+        {"file_name": "c.png", "text": "the letter A", "family": "noto", "tags": []},
+    ]
+    for row in rows:
+        picture(folder / row["file_name"])
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        (["family=noto"], "ac"),
+        (["family!=noto"], "b"),
+        (["tags=red, brown"], "ab"),
+        (["tags!=red"], "bc"),
+        (["family=noto", "text!=a heart"], "c"),
+        (["family=two"], ""),
+    ],
+)
+def test_conditions_choose_rows(tmp_path, where, left):
+    examples = read_contents(drawings(tmp_path), where).examples
+    assert "".join(example.path.stem for example in examples) == left
+
+
+@pytest.mark.parametrize(
+    ("where", "message", "hint"),
+    [
+        ("family", "--where takes COLUMN=VALUE, got 'family'", "group!=symbol"),
+        ("familie=noto", "has no column 'familie'", "file_name, text, family, tags"),
+    ],
+)
+def test_a_condition_that_cannot_be_told_is_a_mistake(tmp_path, where, message, hint):
+    with pytest.raises(SdcliError, match=message) as caught:
+        read_contents(drawings(tmp_path), [where])
+    assert hint in caught.value.hint
+
+
+def test_conditions_need_metadata(tmp_path):
+    picture(tmp_path / "dog" / "a.png")
+    with pytest.raises(SdcliError, match="no metadata"):
+        read_contents(tmp_path, ["family=noto"])

@@ -14,7 +14,7 @@ from sdcli.training.averages import Averages
 from sdcli.training.events import Interrupted, Saved, Stepped, Warned
 from sdcli.training.loop import train
 from sdcli.training.run_folder import RunFolder
-from sdcli.training.settings import TrainSettings, resumed
+from sdcli.training.settings import STAGES, TrainSettings, from_table, resumed
 from sdcli.training.tokenizer import train_tokenizer
 
 
@@ -242,10 +242,20 @@ def test_captions_that_are_cut_off_are_told(tmp_path, squares, architecture):
     assert warning.message.startswith("1 of 2 captions are longer than 16 tokens, and cut off there; the longest, of ")
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_weights_that_would_be_split_are_refused(variable, tmp_path, squares, architecture, monkeypatch):
-    """One process would write a part of them as if it were the whole."""
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(SdcliError, match="writes whole checkpoints only"):
-        list(train(settings(squares, tmp_path / "run", config=str(architecture), part="vae", steps=1)))
-    assert not (tmp_path / "run").exists()
+def test_flags_win_over_what_a_file_says_for_single_parts(tmp_path):
+    """`--part all --steps 20` is a rehearsal of every part, whatever lengths the recipe gives them."""
+    table = {"steps": 10, "vae": {"steps": 100, "learning_rate": 1e-3}, "unet": {"steps": 200}}
+    chosen = from_table(table, {"data": "d", "output": "o", "part": "all", "config": "emoji", "steps": 20})
+    settings = TrainSettings(**chosen)
+    assert [settings.stage(part).steps for part in STAGES] == [20, 20, 20]
+    assert settings.stage("vae").learning_rate == 1e-3
+    settings = TrainSettings(**from_table(table, {"data": "d", "output": "o", "part": "all", "config": "emoji"}))
+    assert [settings.stage(part).steps for part in STAGES] == [100, 10, 200]
+
+
+@pytest.mark.parametrize(("part", "steps"), [("vae", 100), ("clip", 10), ("unet", 200)])
+def test_a_part_by_itself_takes_what_a_file_says_of_it(part, steps):
+    table = {"steps": 10, "vae": {"steps": 100}, "unet": {"steps": 200}}
+    given = {"data": "d", "output": "o", "part": part, "config": "emoji"}
+    assert TrainSettings(**from_table(table, given)).steps == steps
+    assert TrainSettings(**from_table(table, {**given, "steps": 5})).steps == 5

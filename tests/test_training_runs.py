@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,54 @@ def test_two_processes_learn_what_one_does(part, tmp_path, squares, model):
         assert shared["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess:
+def torchrun(*arguments: object, **variables: str) -> subprocess.CompletedProcess:
     """Two processes over gloo."""
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launched += ["--master_port", str(29500 + os.getpid() % 1000), *command(*arguments)[1:]]
-    return subprocess.run(launched, env=environment(), capture_output=True, text=True)
+    return subprocess.run(launched, env=environment() | variables, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_weights_that_are_split_learn_the_same(part, tmp_path, many, model):
+    """FSDP, as `accelerate launch --use_fsdp` asks for it: losses and gradients are those of one process to 1e-4,
+    resumed in the middle and validated too, and the weights to a tenth of the learning rate, since AdamW makes much of
+    gradients near zero; and the checkpoint goes on without FSDP.
+    """
+    flags = ["--data", many, "--model", model, "--part", part, "--batch-size", 4, "--warmup", 1, "--device", "cpu"]
+    flags += ["--learning-rate", "1e-3", "--lr-schedule", "constant", "--validation-split", 0.3, "--validate-every", 2]
+    flags += ["--progress", "none"]
+    subprocess.run(command(*flags, "--steps", 4, "-o", tmp_path / "one"), env=environment(), check=True)
+    split = partial(torchrun, ACCELERATE_USE_FSDP="true")
+    begun = split(*flags, "--steps", 2, "-o", tmp_path / "two")
+    assert begun.returncode == 0, begun.stderr
+    again = ["--resume", "-o", tmp_path / "two", "--progress", "none"]
+    assert split(*again, "--steps", 4).returncode == 0
+    assert (tmp_path / "two" / "samples" / "step-000004.png").is_file()
+    for alone, shared in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        for name in {"loss", "gradient_norm", "validation_raw", "validation_long"} & {*alone}:
+            assert shared[name] == pytest.approx(alone[name], rel=1e-4), name
+    expected, actual = weights_of(tmp_path / "one", part), weights_of(tmp_path / "two", part)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-3, atol=1e-4)
+    subprocess.run(command(*again, "--steps", 5), env=environment(), check=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, ("--part", "clip"), "FSDP, which does not split --part clip"),
+        ({"ACCELERATE_USE_FSDP": "true"}, ("--part", "all"), "FSDP, which does not split --part all"),
+        ({"ACCELERATE_USE_FSDP": "true"}, ("--precision", "fp16"), "fp16 does not go with FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, (), "configured for DeepSpeed"),
+    ],
+)
+def test_splitting_that_is_not_there_is_refused(variables, flags, message, squares, model, tmp_path, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    given = dict(zip((flag.removeprefix("--") for flag in flags[::2]), flags[1::2], strict=True))
+    with pytest.raises(SdcliError, match=message):
+        list(train(settings(squares, tmp_path / "run", model=str(model), **given)))
 
 
 @pytest.mark.slow

@@ -52,6 +52,10 @@ def train(
         str | None,
         option("data", "Folder of pictures with captions, or of .tar or .parquet shards; hf:OWNER/NAME."),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        option("where", "Only pictures whose metadata say so: COLUMN=VALUE,... or COLUMN!=VALUE,...; repeatable."),
+    ] = None,
     output: Annotated[str | None, option("output", "Run folder (default: runs/PART-DATE).", "--output", "-o")] = None,
     part: Annotated[str | None, option("part", f"What to train: {', '.join(PARTS)}.")] = None,
     model: Annotated[
@@ -156,10 +160,11 @@ def train(
     given = {
         name: value for name, value in locals().items() if name in DEFAULTS and value is not None and value is not False
     }
-    if sample_prompt:
-        given["sample_prompts"] = tuple(sample_prompt)
-    if target:
-        given["targets"] = tuple(target)
+    for name, value in (("where", where), ("sample_prompts", sample_prompt), ("targets", target)):
+        if value:
+            given[name] = tuple(value)
+        else:
+            given.pop(name, None)
     settings = saved_settings(given) if resume else new_settings(given)
     with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
         from sdcli.training.stages import train as run

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from sdcli.images import PICTURES
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 CAPTION_SUFFIXES = (".txt", ".caption")
+CONDITION = re.compile(r"(\w+)(!?=)(.+)")
 REPEATED = re.compile(r"(\d+)_(.+)")  # kohya's folders: how often an epoch shows their pictures, and what they show
 LAYOUTS = 'metadata.jsonl or .csv with "file_name" and "text", or x.png beside x.txt, or folders such as 10_cat/'
 
@@ -49,15 +50,45 @@ class Contents:
     metadata: Path | None = None  # the file that names the pictures, in the layout that has one
 
 
-def read_contents(folder: Path) -> Contents:
+@dataclass(frozen=True)
+class Condition:
+    """What a column of metadata must be, or must not be, for its row to be used."""
+
+    column: str
+    values: frozenset[str]
+    excluded: bool  # whether it must be none of the values
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """Read COLUMN=VALUE,VALUE or COLUMN!=VALUE,VALUE.
+
+        Raises:
+            SdcliError: it is neither.
+        """
+        matched = CONDITION.fullmatch(text)
+        if not matched:
+            raise SdcliError(
+                f"--where takes COLUMN=VALUE, got {text!r}", hint="such as family=noto or group!=symbol,flag"
+            )
+        column, sign, values = matched.groups()
+        return cls(column, frozenset(value.strip() for value in values.split(",")), excluded=sign == "!=")
+
+    def admits(self, row: dict[str, object]) -> bool:
+        """Whether a row is to be used; of a list, one item decides."""
+        found = {str(value) for value in as_list(row.get(self.column))}
+        return bool(found & self.values) != self.excluded
+
+
+def read_contents(folder: Path, where: Sequence[str] = ()) -> Contents:
     """Read a folder to its end, whatever is wrong in it.
 
     Args:
         folder: Hugging Face's imagefolder (metadata.jsonl or .csv), or pictures with a caption file of the same stem
             beside each, or folders of such pictures, whose name is the caption of those that have none.
+        where: conditions that rows of metadata must meet, all of them; see `Condition.parse`.
 
     Raises:
-        SdcliError: there is no such folder.
+        SdcliError: there is no such folder, or no such column in it.
     """
     if not folder.is_dir():
         raise SdcliError(f"no folder {folder}", hint=f"--data takes a folder: {LAYOUTS}")
@@ -68,12 +99,29 @@ def read_contents(folder: Path) -> Contents:
     if found:
         contents.metadata = found[0]
         rows = read_jsonl(found[0]) if found[0].suffix == ".jsonl" else read_csv(found[0])
-        items = (read_row(row, place, folder) for row, place in rows)
+        items = (read_row(row, place, folder) for row, place in chosen_rows(list(rows), where, found[0]))
+    elif where:
+        raise SdcliError(f"--where {where[0]}: {folder} has no metadata.jsonl or .csv", hint="leave it out")
     else:
         items = read_files(folder)
     for item in items:
         (contents.examples if isinstance(item, Example) else contents.problems).append(item)
     return contents
+
+
+def chosen_rows(rows: list[tuple[object, str]], where: Sequence[str], path: Path) -> list[tuple[object, str]]:
+    """The rows that meet all conditions, and those that cannot be read.
+
+    Raises:
+        SdcliError: a condition is about a column that no row has.
+    """
+    conditions = [Condition.parse(text) for text in where]
+    columns = {name: None for row, _ in rows if isinstance(row, dict) for name in row}
+    for condition in conditions:
+        if condition.column not in columns:
+            raise SdcliError(f"{path} has no column {condition.column!r}", hint=f"it has {', '.join(columns)}")
+    admitted = [not isinstance(row, dict) or all(each.admits(row) for each in conditions) for row, _ in rows]
+    return [row for row, admit in zip(rows, admitted, strict=True) if admit]
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[object, str]]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sdcli.training.sharding import split_like
+
 SHORTER = 10  # times; the short average forgets that much faster
 
 
@@ -41,7 +43,7 @@ class Averages:
         """Go on from averages that were saved."""
         for name, average in self.averages.items():
             for ours, saved in zip(average, state[name], strict=True):
-                ours.copy_(saved)
+                ours.copy_(split_like(saved, ours))
 
     @contextmanager
     def applied(self, name: str) -> Iterator[None]:
@@ -50,10 +52,15 @@ class Averages:
             yield
             return
         trained = [parameter.detach().clone() for parameter in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.averages[name])
+        copy_all(self.parameters, self.averages[name])
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.parameters, trained)
+            copy_all(self.parameters, trained)
+
+
+@torch.no_grad()
+def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    """Overwrite tensors, whole ones or shares, by others of the same kind."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

@@ -34,6 +34,7 @@ from sdcli.training.processes import start_accelerator
 from sdcli.training.provenance import provenance
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import ADAPTERS, DENOISERS, TrainSettings
+from sdcli.training.sharding import Sharding, asked_split, gather_all
 from sdcli.training.state import State
 from sdcli.training.trackers import plain
 
@@ -125,6 +126,7 @@ class Trainer:
         self.settings = settings
         self.folder = folder
         self.material = material
+        split = asked_split(settings)
         self.accelerator = start_accelerator(settings, folder)
         torch.manual_seed(settings.seed)
         if checkpoint is not None and settings.part not in ADAPTERS:
@@ -137,9 +139,11 @@ class Trainer:
         self.data, self.held_out = material.shown(settings, self.model, self.accelerator.num_processes)
         self.part = make_part(self.model, self.data, settings, store)
         self._place()
-        network = torch.compile(self.part.network) if settings.compile else self.part.network
-        self.state = State(self.part, settings, self.accelerator)
-        self.network = self.accelerator.prepare(network)
+        sharding = None if split is None else Sharding(self.part.network, self.accelerator.device, split)
+        network = self.part.network if sharding is None else sharding.network
+        network = torch.compile(network) if settings.compile else network
+        self.network = self.accelerator.prepare(network) if sharding is None else network
+        self.state = State(self.part, settings, self.accelerator, sharding)
         if self.accelerator.is_main_process:
             if checkpoint is None:
                 folder.create()
@@ -246,7 +250,7 @@ class Trainer:
                 accelerator.backward(losses["loss"] / settings.accumulate)
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0) + loss.detach()
-        gradient_norm = accelerator.clip_grad_norm_(self.part.parameters(), settings.max_grad_norm)
+        gradient_norm = gather_all(accelerator.clip_grad_norm_(self.state.parameters, settings.max_grad_norm))
         values, by_timestep = self._reduce(totals)
         if not math.isfinite(values["loss"]) or not (accelerator.scaler or math.isfinite(gradient_norm)):
             raise NotFinite(f"after {self.global_step} updates")
@@ -306,10 +310,12 @@ class Trainer:
     def _save(self) -> Event:
         """Write a checkpoint as it is trained, then the weights that are used."""
         path = self.folder.checkpoints / f"step-{self.global_step:06d}"
-        if self.accelerator.is_main_process:
-            self.part.finish()
-            path = self.folder.save(self._write, self.global_step, self.state.capture(), self.settings.keep)
-            self.folder.draw_curves()
+        state = self.state.capture()
+        with self.state.whole():
+            if self.accelerator.is_main_process:
+                self.part.finish()
+                path = self.folder.save(self._write, self.global_step, state, self.settings.keep)
+                self.folder.draw_curves()
         self._write_used()
         return Saved(path, self.global_step)
 

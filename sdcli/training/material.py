@@ -82,7 +82,7 @@ def gather(settings: TrainSettings, store: Store) -> Iterator[Checking | Warned 
         yield from gather_stream(settings, need_captions)
         return
     folder = Path(settings.data)
-    contents = read_contents(folder)
+    contents = read_contents(folder, settings.where)
     problems, pictures = list(contents.problems), []
     for number, item in enumerate(scan(contents, store, need_captions), start=1):
         (pictures if isinstance(item, Picture) else problems).append(item)
@@ -120,8 +120,9 @@ def gather_stream(settings: TrainSettings, need_captions: bool) -> Iterator[Chec
     def admitted(picture: Picture) -> Picture | None:
         return None if is_held_out(picture, settings.validation_split) else with_the_word(picture)
 
-    if settings.grounds or settings.pairs:
-        raise SdcliError("--grounds and --pairs need a folder of drawings", hint="leave them out for shards")
+    if settings.grounds or settings.pairs or settings.where:
+        hint = "leave them out for shards"
+        raise SdcliError("--grounds, --pairs and --where need a folder with all pictures", hint=hint)
     shards = Shards(settings.data)
     if settings.data.startswith(ON_HUB) and "@" not in settings.data:
         yield Warned(f"{settings.data} may change between runs; name a revision: hf:OWNER/NAME@REVISION")

@@ -1,6 +1,8 @@
 """The processes of a run, each with its device, through accelerate."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -9,11 +11,8 @@ from sdcli.device import choose_placement
 from sdcli.errors import SdcliError
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import TrainSettings
+from sdcli.training.sharding import ASKED_BY
 from sdcli.training.trackers import find_tracker
-
-# What `accelerate launch` sets where its configuration splits weights or optimizer among the processes. A checkpoint of
-# ours is written by one process, which would have a part of them only.
-SPLITTING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
 def join_processes(settings: TrainSettings) -> PartialState:
@@ -25,21 +24,22 @@ def start_accelerator(settings: TrainSettings, folder: RunFolder) -> Accelerator
     """Join the other processes, if there are any.
 
     Raises:
-        SdcliError: a batch does not divide among them, or they are configured to split the weights.
+        SdcliError: a batch does not divide among them, or they are configured for DeepSpeed.
     """
-    for variable, name in SPLITTING.items():
-        if os.environ.get(variable, "false").lower() == "true":
-            raise SdcliError(
-                f"accelerate is configured for {name}, and sdcli train writes whole checkpoints only",
-                hint="let every process have all weights: accelerate launch --multi_gpu, or torchrun",
-            )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise SdcliError(
+            "accelerate is configured for DeepSpeed, whose engine would take over optimizer and checkpoints",
+            hint="FSDP splits the same: accelerate launch --use_fsdp --fsdp_version 2",
+        )
     placement = choose_placement(settings.device, settings.precision)
-    accelerator = Accelerator(
-        cpu=placement.device.type == "cpu",
-        mixed_precision=placement.mixed_precision,
-        log_with=find_tracker(settings.tracker),
-        project_dir=folder.path,
-    )
+    join_processes(settings)  # before FSDP is hidden: it may need a second backend
+    with fsdp_hidden():
+        accelerator = Accelerator(
+            cpu=placement.device.type == "cpu",
+            mixed_precision=placement.mixed_precision,
+            log_with=find_tracker(settings.tracker),
+            project_dir=folder.path,
+        )
     processes = accelerator.num_processes
     if settings.batch_size % processes:
         raise SdcliError(
@@ -49,3 +49,14 @@ def start_accelerator(settings: TrainSettings, folder: RunFolder) -> Accelerator
     if settings.tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+@contextmanager
+def fsdp_hidden() -> Iterator[None]:
+    """Let accelerate place processes and nothing more: the weights are split by `Sharding`, on CPUs too."""
+    asked = os.environ.pop(ASKED_BY, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[ASKED_BY] = asked

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from sdcli.errors import SdcliError
@@ -93,7 +94,8 @@ class TrainSettings:
     model: str | None = None  # what to start from; None with a config trains from scratch
     config: str | None = None  # architecture of the part, where the model has none
     stages: dict[str, dict[str, object]] = field(default_factory=dict)  # what --part all does otherwise for one part
-    # how the data is shown
+    # which data, and how it is shown
+    where: tuple[str, ...] = ()  # conditions on columns of the metadata, COLUMN=VALUE,VALUE or COLUMN!=VALUE,VALUE
     resolution: int | None = None  # side of the square pictures in pixels; None is the model's own
     buckets: bool = False  # keep about the aspect ratio of pictures
     random_crop: bool = False  # cut anywhere, not at the centre
@@ -151,7 +153,7 @@ class TrainSettings:
     tracker: str = "none"
 
     def __post_init__(self) -> None:
-        for name in ("sample_prompts", "targets"):
+        for name in ("where", "sample_prompts", "targets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, known in CHOICES.items():
             check_choice(f"--{flag(name)}", getattr(self, name), known)
@@ -212,20 +214,29 @@ class TrainSettings:
 
 
 def from_table(table: dict[str, object], given: dict[str, object]) -> dict[str, object]:
-    """The settings that a file has in its table [train], and those that were given, which win.
+    """The settings that a file has in its table [train], and in the tables of single parts there, and those given.
+
+    What is given wins over everything, and what a file says of a part over what it says of all.
 
     Raises:
         SdcliError: the file has a setting that there is not.
     """
     known = tuple(each.name for each in dataclasses.fields(TrainSettings) if each.name != "stages")
-    chosen = {}
+    common, of_parts = {}, {}
     for name, value in table.items():
         if name in STAGES and isinstance(value, dict):
-            chosen.setdefault("stages", {})[name] = value
+            of_parts[name] = without(value, given)
         else:
             check_choice("[train]", name, (*known, *STAGES))
-            chosen[name] = value
-    return {**chosen, **given}
+            common[name] = value
+    part = given.get("part", common.get("part", TrainSettings.part))
+    chosen = {"stages": of_parts} if part == "all" and of_parts else of_parts.get(part, {})
+    return {**common, **chosen, **given}
+
+
+def without(table: dict[str, object], given: Container[str]) -> dict[str, object]:
+    """The settings of a single part, but for those that are given for every part."""
+    return {name: value for name, value in table.items() if name not in given}
 
 
 def flag(name: str) -> str:
@@ -251,8 +262,5 @@ def resumed(saved: TrainSettings, asked: dict[str, object]) -> TrainSettings:
                 hint=f"leave it out, or start a new run; {', '.join(map(flag, MAY_CHANGE_ON_RESUME))} may change",
             )
     changes = {name: asked[name] for name in asked if name in MAY_CHANGE_ON_RESUME}
-    stages = {
-        part: {name: value for name, value in each.items() if name not in changes}
-        for part, each in saved.stages.items()
-    }
+    stages = {part: without(each, changes) for part, each in saved.stages.items()}
     return dataclasses.replace(saved, **{"allow_data_change": False, "stages": stages, **changes})

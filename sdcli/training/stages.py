@@ -15,6 +15,7 @@ from sdcli.training.events import Event, Interrupted
 from sdcli.training.processes import join_processes
 from sdcli.training.run_folder import RunFolder, finished_steps
 from sdcli.training.settings import STAGES, TrainSettings
+from sdcli.training.sharding import asked_split
 
 
 def train(
@@ -27,6 +28,7 @@ def train(
     folder = RunFolder(Path(settings.output))
     process = join_processes(settings)
     check_classes(settings)
+    asked_split(settings)
     if not resume:
         folder.refuse_existing()
         process.wait_for_everyone()
@@ -74,7 +76,7 @@ def check_classes(settings: TrainSettings) -> None:
     architecture = {} if settings.config is None else find_architecture(settings.config)
     room = architecture.get("unet", {}).get("num_class_embeds")
     if room is not None and not is_stream(settings.data):
-        examples = read_contents(Path(settings.data)).examples
+        examples = read_contents(Path(settings.data), settings.where).examples
         classes_of({example.label for example in examples} - {None}, room)
 
 

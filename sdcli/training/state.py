@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from sdcli.training.assembly import load_model
-from sdcli.training.averages import Averages
+from sdcli.training.averages import Averages, copy_all
 from sdcli.training.optimizers import make_optimizer, make_schedule
 from sdcli.training.parts import Part
 from sdcli.training.run_folder import load_state
 from sdcli.training.settings import ADAPTERS, TrainSettings
+from sdcli.training.sharding import Sharding, gather_all, split_optimizer_state
 
 
 class State:
@@ -23,14 +23,17 @@ class State:
         part: whose weights are trained.
         settings: of the run.
         accelerator: scales gradients where they are fp16.
+        sharding: of the part's network; None where every process has all of it.
     """
 
-    def __init__(self, part: Part, settings: TrainSettings, accelerator: Accelerator):
+    def __init__(self, part: Part, settings: TrainSettings, accelerator: Accelerator, sharding: Sharding | None = None):
         self.part = part
         self.settings = settings
         self.accelerator = accelerator
-        self.averages = Averages(part.parameters(), settings.ema)
-        optimizer = make_optimizer(part.parameters(), settings)
+        self.sharding = sharding
+        self.parameters = part.parameters() if sharding is None else sharding.parameters
+        self.averages = Averages(self.parameters, settings.ema)
+        optimizer = make_optimizer(self.parameters, settings)
         self.schedule = make_schedule(optimizer, settings)
         self.optimizer = accelerator.prepare(optimizer)
         self.global_step = 0  # updates so far
@@ -48,14 +51,14 @@ class State:
         return rate
 
     def capture(self) -> dict[str, Any]:
-        """All but the weights, which a checkpoint has in files of their own."""
+        """All but the weights, which a checkpoint has in files of their own. Every process must come here."""
         scaler = self.accelerator.scaler
         return {
             "global_step": self.global_step,
             "retreats": self.retreats,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": gather_all(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
-            "averages": self.averages.state(),
+            "averages": gather_all(self.averages.state()),
             "scaler": scaler.state_dict() if scaler else None,
             "part": self.part.state(),
             "data": self.part.data.state(self.global_step * self.settings.accumulate),
@@ -67,7 +70,7 @@ class State:
         self.global_step, self.retreats = saved["global_step"], saved["retreats"]
         self.part.load(checkpoint, saved["part"])
         self.part.data.restore(saved.get("data", {}))
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(split_optimizer_state(saved["optimizer"], self.parameters))
         self.schedule.load_state_dict(saved["schedule"])
         self.averages.load(saved["averages"])
         if self.accelerator.scaler and saved["scaler"]:
@@ -80,6 +83,8 @@ class State:
             fresh = load_model(checkpoint, whole_clip=self.settings.part == "clip")
             source = fresh.clip if self.settings.part == "clip" else fresh.components[self.settings.part]
             self.part.network.load_state_dict(source.state_dict())
+            if self.sharding is not None:
+                self.sharding.scatter()
         retreats = self.retreats + 1
         self.restore(checkpoint)
         lower = 2.0 ** (self.retreats - retreats)  # the checkpoint may have been written after an earlier return
@@ -89,28 +94,29 @@ class State:
             group["lr"] *= lower
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Have the part's network whole, with the weights as they are."""
+        return contextlib.nullcontext() if self.sharding is None else self.sharding.gathered()
+
     @contextlib.contextmanager
     def used(self, average: str) -> Iterator[None]:
         """Put the weights in place that are to be used rather than trained further."""
+        averages_itself = hasattr(self.optimizer.optimizer, "eval")
+        applied = self._averaged_by_optimizer() if averages_itself else self.averages.applied(average)
         self.part.network.eval()
         try:
-            if hasattr(self.optimizer.optimizer, "eval"):
-                with self._averaged_by_optimizer():
-                    yield
-            else:
-                with self.averages.applied(average):
-                    yield
+            with applied, self.whole():
+                yield
         finally:
             self.part.network.train()
 
     @contextlib.contextmanager
     def _averaged_by_optimizer(self) -> Iterator[None]:
         """Let a schedule-free optimizer put its own average in place, and the trained weights back to the bit."""
-        trained = [parameter.detach().clone() for parameter in self.part.parameters()]
+        trained = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizer.optimizer.eval()
         try:
             yield
         finally:
             self.optimizer.optimizer.train()
-            with torch.no_grad():
-                torch._foreach_copy_(self.part.parameters(), trained)
+            copy_all(self.parameters, trained)
