@@ -126,7 +126,7 @@ class Trainer:
         self.settings = settings
         self.folder = folder
         self.material = material
-        split = asked_split(settings)
+        self.split = asked_split(settings)
         self.accelerator = start_accelerator(settings, folder)
         torch.manual_seed(settings.seed)
         if checkpoint is not None and settings.part not in ADAPTERS:
@@ -139,6 +139,7 @@ class Trainer:
         self.data, self.held_out = material.shown(settings, self.model, self.accelerator.num_processes)
         self.part = make_part(self.model, self.data, settings, store)
         self._place()
+        split = self.split
         sharding = None if split is None else Sharding(self.part.network, self.accelerator.device, split)
         network = self.part.network if sharding is None else sharding.network
         network = torch.compile(network) if settings.compile else network
@@ -179,6 +180,8 @@ class Trainer:
             device=str(self.accelerator.device),
             processes=self.accelerator.num_processes,
         )
+        if self.split is not None and self.split.stands_for:
+            yield Warned(f"{self.split.stands_for} is done by PyTorch's FSDP; DeepSpeed itself is not used")
         if self.part.reads_captions:
             tokenizer, text_encoder = (self.model.components[name] for name in ("tokenizer", "text_encoder"))
             most = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)

@@ -11,29 +11,25 @@ from sdcli.device import choose_placement
 from sdcli.errors import SdcliError
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import TrainSettings
-from sdcli.training.sharding import ASKED_BY
+from sdcli.training.sharding import DEEPSPEED, FSDP
 from sdcli.training.trackers import find_tracker
 
 
 def join_processes(settings: TrainSettings) -> PartialState:
     """Wait until all processes of a run are there."""
-    return PartialState(cpu=choose_placement(settings.device, settings.precision).device.type == "cpu")
+    with hidden(DEEPSPEED):
+        return PartialState(cpu=choose_placement(settings.device, settings.precision).device.type == "cpu")
 
 
 def start_accelerator(settings: TrainSettings, folder: RunFolder) -> Accelerator:
     """Join the other processes, if there are any.
 
     Raises:
-        SdcliError: a batch does not divide among them, or they are configured for DeepSpeed.
+        SdcliError: a batch does not divide among them.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise SdcliError(
-            "accelerate is configured for DeepSpeed, whose engine would take over optimizer and checkpoints",
-            hint="FSDP splits the same: accelerate launch --use_fsdp --fsdp_version 2",
-        )
     placement = choose_placement(settings.device, settings.precision)
     join_processes(settings)  # before FSDP is hidden: it may need a second backend
-    with fsdp_hidden():
+    with hidden(FSDP, DEEPSPEED):
         accelerator = Accelerator(
             cpu=placement.device.type == "cpu",
             mixed_precision=placement.mixed_precision,
@@ -52,11 +48,10 @@ def start_accelerator(settings: TrainSettings, folder: RunFolder) -> Accelerator
 
 
 @contextmanager
-def fsdp_hidden() -> Iterator[None]:
+def hidden(*variables: str) -> Iterator[None]:
     """Let accelerate place processes and nothing more: the weights are split by `Sharding`, on CPUs too."""
-    asked = os.environ.pop(ASKED_BY, None)
+    asked = {name: os.environ.pop(name) for name in variables if name in os.environ}
     try:
         yield
     finally:
-        if asked is not None:
-            os.environ[ASKED_BY] = asked
+        os.environ.update(asked)

@@ -1,10 +1,12 @@
 """A network split among processes by FSDP, with its gradients, optimizer and averages; and whole again to be used."""
 
 import copy
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +21,13 @@ from sdcli.components.layers import ResnetBlock
 from sdcli.errors import SdcliError
 from sdcli.training.settings import TrainSettings
 
-ASKED_BY = "ACCELERATE_USE_FSDP"  # what `accelerate launch` sets, beside FSDP_… for the details
+# What `accelerate launch` sets, with the details in FSDP_… and ACCELERATE_DEEPSPEED_….
+FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 UNITS = (ResnetBlock, SpatialTransformer)  # what is gathered at once; the rest stays whole for a pass
 SPLIT = ("unet", "vae")  # parts whose network is large, and called as one
-KEPT_WHOLE = {"false", "shard_grad_op", "no_shard", "2", "3"}  # values of reshard_after_forward, in both versions
+KEPT_WHOLE = {"false", "shard_grad_op", "2"}  # values of reshard_after_forward, in both versions of FSDP
+NOT_SPLIT = {"no_shard", "3"}
+ABOUT_SPEED = {"zero_optimization", "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,12 @@ class SplitPlan:
     Args:
         reshard: give up gathered weights after the forward pass (ZeRO-3), and not only after the backward (ZeRO-2).
         offload: keep what a process holds in the CPU's memory.
+        stands_for: what else than FSDP was asked for.
     """
 
     reshard: bool
     offload: bool
+    stands_for: str | None = None
 
 
 def asked_split(settings: TrainSettings) -> SplitPlan | None:
@@ -44,19 +51,75 @@ def asked_split(settings: TrainSettings) -> SplitPlan | None:
     Raises:
         SdcliError: it does not go with the settings.
     """
-    if os.environ.get(ASKED_BY, "false").lower() != "true":
+    plan = plan_of_fsdp() if is_set(FSDP) else plan_of_deepspeed() if is_set(DEEPSPEED) else None
+    if plan is None:
         return None
+    name = plan.stands_for or "FSDP"
     if settings.part not in SPLIT:
-        hint = "FSDP goes with --part unet and vae; launch this one by accelerate launch --multi_gpu, or torchrun"
-        raise SdcliError(f"accelerate is configured for FSDP, which does not split --part {settings.part}", hint=hint)
+        hint = f"--part {' and '.join(SPLIT)} are split; launch this one by accelerate launch --multi_gpu, or torchrun"
+        raise SdcliError(f"accelerate is configured for {name}, which does not split --part {settings.part}", hint=hint)
     if settings.precision == "fp16":
-        hint = "take --precision bf16 or fp32, or launch without FSDP"
-        raise SdcliError("--precision fp16 does not go with FSDP: its loss scaler needs whole gradients", hint=hint)
+        hint = f"take --precision bf16 or fp32, or launch without {name}"
+        raise SdcliError(f"--precision fp16 does not go with {name}: its loss scaler needs whole gradients", hint=hint)
+    return plan
+
+
+def is_set(variable: str) -> bool:
+    """Whether an environment variable says yes."""
+    return os.environ.get(variable, "false").lower() == "true"
+
+
+def plan_of_fsdp() -> SplitPlan | None:
+    """What FSDP's configuration asks for."""
     strategy = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", os.environ.get("FSDP_SHARDING_STRATEGY", "true")).lower()
-    return SplitPlan(
-        reshard=strategy not in KEPT_WHOLE,
-        offload=os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true",
-    )
+    if strategy in NOT_SPLIT:
+        return None
+    return SplitPlan(reshard=strategy not in KEPT_WHOLE, offload=is_set("FSDP_OFFLOAD_PARAMS"))
+
+
+def plan_of_deepspeed() -> SplitPlan | None:
+    """What DeepSpeed's configuration asks for: its ZeRO stages are what FSDP does too.
+
+    Raises:
+        SdcliError: its file cannot be read, or would decide what settings of the run decide.
+    """
+    named = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    config = {} if named == "none" else read_json(Path(named))
+    for key, value in config.items():
+        if key not in ABOUT_SPEED and not is_automatic(value):
+            hint = 'make it "auto", and give it to sdcli train as a flag'
+            raise SdcliError(f"{named} sets {key}, which the settings of the run decide", hint=hint)
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    devices = {
+        zero.get(f"offload_{what}", {}).get("device")
+        or os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE", "none")
+        for what in ("optimizer", "param")
+    }
+    if unknown := devices - {"none", "cpu", "auto"}:
+        raise SdcliError(f"weights and optimizer cannot be kept on {unknown.pop()}", hint='take "cpu" or "none"')
+    if str(stage) == "0":
+        return None
+    return SplitPlan(reshard=str(stage) == "3", offload="cpu" in devices, stands_for=f"DeepSpeed's ZeRO stage {stage}")
+
+
+def is_automatic(value: object) -> bool:
+    """Whether a value of DeepSpeed's configuration, or every one in it, is left to the program."""
+    if isinstance(value, dict):
+        return all(is_automatic(each) or name == "enabled" for name, each in value.items())
+    return value == "auto"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises:
+        SdcliError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SdcliError(f"cannot read {path}: {error}", hint="it is DeepSpeed's configuration, in JSON") from error
 
 
 class Sharding:
