@@ -10,11 +10,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
+from sdcli.registry import find_architecture
 from sdcli.training.averages import Averages
 from sdcli.training.events import Interrupted, Saved, Stepped, Warned
 from sdcli.training.loop import train
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import STAGES, TrainSettings, from_table, resumed
+from sdcli.training.stages import stages_of
 from sdcli.training.tokenizer import train_tokenizer
 
 
@@ -259,3 +261,12 @@ def test_a_part_by_itself_takes_what_a_file_says_of_it(part, steps):
     given = {"data": "d", "output": "o", "part": part, "config": "emoji"}
     assert TrainSettings(**from_table(table, given)).steps == steps
     assert TrainSettings(**from_table(table, {**given, "steps": 5})).steps == 5
+
+
+@pytest.mark.parametrize("name", ["emoji", "digits"])
+def test_recipes_of_named_architectures_are_settings(name):
+    """Every table of a recipe is accepted, and makes stages of their own lengths."""
+    given = {"data": "d", "output": "o", "part": "all", "config": name}
+    recipe = find_architecture(name)["train"]
+    stages = stages_of(TrainSettings(**from_table(recipe, given)))
+    assert [stage.steps for stage in stages] == [recipe[stage.part]["steps"] for stage in stages]
