@@ -93,7 +93,6 @@ def run(
         pipeline = load_pipeline(model, placement)
     fingerprints = Fingerprints(model.folder, ("vae", "text_encoder", "unet"), model.adapter)
     report(Loaded(model.name, str(placement.device), placement.precision, time.monotonic() - started_at))
-    warn_of_truncation(pictures, pipeline, report)
     for group in groups(pictures, placement):
         pipeline.scheduler = schedulers[scheduler_choice(group[0].settings)]
         for made, contents in make(group, pipeline, fingerprints, placement, report):
@@ -131,14 +130,6 @@ def check_schedulers(pictures: Sequence[Picture], model: ModelSpec) -> dict[tupl
             raise SdcliError(f"--eta means nothing to the sampler {scheduler.sampler}", hint=hint)
         schedulers[choice] = scheduler
     return schedulers
-
-
-def warn_of_truncation(pictures: Sequence[Picture], pipeline: SdPipeline, report: Report) -> None:
-    """Tell what of each prompt the text encoder will not see."""
-    texts = {text for picture in pictures for text in (picture.settings.prompt, picture.settings.negative_prompt)}
-    for text in sorted(texts - {""}):
-        if cut := pipeline.truncated_text(text):
-            report(Warned(f"the prompt is too long for the text encoder, this is cut off: {cut}"))
 
 
 def groups(pictures: Sequence[Picture], placement: Placement) -> Iterator[list[Picture]]:
@@ -193,8 +184,8 @@ def denoise(group: list[Picture], pipeline: SdPipeline, report: Report) -> tuple
     settings = group[0].settings
     prompts = [picture.settings.prompt for picture in group]
     negative_prompts = [picture.settings.negative_prompt for picture in group]
-    embeds = pipeline.encode_prompt(prompts, negative_prompts, settings.clip_skip, settings.guidance_scale > 1)
-    classes = pipeline.encode_classes(prompts, negative_prompts, settings.guidance_scale > 1)
+    size, guided = (settings.height, settings.width), settings.guidance_scale > 1
+    told = pipeline.encode_prompt(prompts, negative_prompts, size, settings.clip_skip, guided)
     generators = [torch.Generator("cpu").manual_seed(picture.settings.seed) for picture in group]
     steps: list[torch.Tensor] = []
 
@@ -204,7 +195,7 @@ def denoise(group: list[Picture], pipeline: SdPipeline, report: Report) -> tuple
         report(Stepped(group[0].index, len(group), step, total))
 
     latents = pipeline.prepare_latents(generators, settings.height, settings.width)
-    latents = pipeline.denoise(latents, *embeds, settings.denoise_settings, generators, on_step, classes)
+    latents = pipeline.denoise(latents, *told, settings.denoise_settings, generators, on_step)
     return pipeline.decode(latents), steps
 
 

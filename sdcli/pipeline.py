@@ -7,10 +7,9 @@ Latents, guidance and the scheduler's arithmetic are float32 whatever the networ
 differences to large latents, which is where half precision loses most. Stock keeps latents in the networks' dtype, so
 under fp16 and bf16 pictures agree with its own only to the rounding of that dtype.
 
-B images, C latent channels (4), h w rows and columns of latents, H W of pixels, L tokens (77), D width of text.
+B images, C latent channels (4), h w rows and columns of latents, H W of pixels.
 """
 
-import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,10 +20,14 @@ from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusion
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from sdcli.components.canvas import Canvas
+from sdcli.components.conditioning import Conditioning
+from sdcli.components.control import Control, residuals
 from sdcli.components.guidance import guidance_embedding, guide
 from sdcli.device import Placement
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.images import to_image
+from sdcli.prompts import PromptEncoder, Reader
 from sdcli.registry import find_model
 from sdcli.settings import DenoiseSettings, GenerationDefaults
 
@@ -43,11 +46,25 @@ class SdPipeline(DiffusionPipeline):
         unet: noisy latents to model output.
         scheduler: the noise schedule and the sampler.
         image_encoder: CLIP's image tower, which generation itself does not use.
+        text_encoder_2: of a model with two of them (SDXL), or with this one alone (its refiner).
+        tokenizer_2: text to its tokens.
+        force_zeros_for_empty_prompt: whether an empty negative prompt is told as zeros (SDXL).
     """
 
-    _optional_components = ["vae", "text_encoder", "tokenizer", "image_encoder"]
+    _optional_components = ["vae", "text_encoder", "tokenizer", "image_encoder", "text_encoder_2", "tokenizer_2"]
 
-    def __init__(self, vae, text_encoder, tokenizer, unet, scheduler, image_encoder=None):
+    def __init__(
+        self,
+        vae,
+        text_encoder,
+        tokenizer,
+        unet,
+        scheduler,
+        image_encoder=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        force_zeros_for_empty_prompt: bool = False,
+    ):
         super().__init__()
         self.register_modules(
             vae=vae,
@@ -56,7 +73,10 @@ class SdPipeline(DiffusionPipeline):
             unet=unet,
             scheduler=scheduler,
             image_encoder=image_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
         )
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.defaults = GenerationDefaults(**self._native_size())
         self.class_names: tuple[str, ...] = ()  # of a class-conditional UNet, from number 1 on
 
@@ -122,21 +142,18 @@ class SdPipeline(DiffusionPipeline):
         settings = self._settings(num_inference_steps, guidance_scale, guidance_rescale, eta)
         clip_skip = _either(clip_skip, self.defaults.clip_skip)
 
-        guided = settings.guidance_scale > 1
-        embeds = self.encode_prompt(prompts, negative_prompts, clip_skip, guided)
-        classes = self.encode_classes(prompts, negative_prompts, guided)
-        conditions = [
-            each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0)
-            for each in (*embeds, *classes)
-        ]
-        count = len(prompts) * num_images_per_prompt
         height, width = _either(height, self.defaults.height), _either(width, self.defaults.width)
+        guided = settings.guidance_scale > 1
+        wanted, unwanted = self.encode_prompt(prompts, negative_prompts, (height, width), clip_skip, guided)
+        if num_images_per_prompt > 1:
+            wanted, unwanted = (each and each.repeated(num_images_per_prompt) for each in (wanted, unwanted))
+        count = len(prompts) * num_images_per_prompt
         if latents is None:
             latents = self.prepare_latents(generator, height, width, count)
         elif latents.shape != self.latents_shape(count, height, width):
             expected = self.latents_shape(count, height, width)
             raise ValueError(f"latents must be {expected}, got {tuple(latents.shape)}")
-        latents = self.denoise(latents, *conditions[:2], settings, generator, on_step, classes=conditions[2:])
+        latents = self.denoise(latents, wanted, unwanted, settings, generator, on_step)
 
         images = latents if output_type == "latent" else _as_output(self.decode(latents), output_type)
         self.maybe_free_model_hooks()
@@ -151,73 +168,39 @@ class SdPipeline(DiffusionPipeline):
             eta=eta,
         )
 
+    @property
+    def readers(self) -> list[Reader]:
+        """Tokenizers with their text encoders; none of a model without text."""
+        pairs = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
+        return [Reader(*pair, before_last=self.tokenizer_2 is not None) for pair in pairs if pair[1] is not None]
+
     @torch.no_grad()  # not inference_mode: what comes out may go into training
     def encode_prompt(
         self,
         prompts: Sequence[str],
         negative_prompts: Sequence[str],
+        size: tuple[int, int] | None = None,
         clip_skip: int | None = None,
         guided: bool = True,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Text features of prompts and negative prompts, cut off after the text encoder's L tokens.
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """What the UNet is told of prompts and negative prompts; see `PromptEncoder.encode`.
 
         Args:
             prompts: B texts.
             negative_prompts: B texts; '' is the unconditional prompt.
-            clip_skip: last layers to leave out, for the prompts only: stock leaves none out for the negative prompt,
-                and its pictures are the reference.
+            size: height and width in pixels, of a model that is told; None is its own.
+            clip_skip: last layers to leave out.
             guided: whether negative prompts are wanted.
-
-        Returns:
-            (B, L, D) each; the second is None when not guided, both are None for a model without text.
         """
-        if self.text_encoder is None:
-            return None, None
-        texts = [*prompts, *negative_prompts] if guided else list(prompts)
-        input_ids = self.tokenize(texts)  # (B or 2B, L)
-        output = self.text_encoder(input_ids.to(self._execution_device))
-        prompt_embeds = output.last_hidden_state[: len(prompts)]
-        if clip_skip:
-            prompt_embeds = self.text_encoder.skip_layers(output, clip_skip)[: len(prompts)]
-        return prompt_embeds, output.last_hidden_state[len(prompts) :] if guided else None
-
-    def encode_classes(
-        self, prompts: Sequence[str], negative_prompts: Sequence[str], guided: bool = True
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Classes that prompts and negative prompts name, (B,) int64 each; None as for `encode_prompt`.
-
-        The class of a text is the one whose name is in it as a word, the longest of several; 0, no class, where none
-        is.
-        """
-        if self.unet.config.get("num_class_embeds") is None:
-            return None, None
-        longest_first = sorted(enumerate(self.class_names, start=1), key=lambda each: -len(each[1]))
-
-        def class_of(text: str) -> int:
-            spelled = ((number, rf"(?<!\w){re.escape(name)}(?!\w)") for number, name in longest_first)
-            return next((number for number, name in spelled if re.search(name, text, re.IGNORECASE)), 0)
-
-        def labels(texts: Sequence[str]) -> Tensor:
-            return torch.tensor([class_of(text) for text in texts], device=self._execution_device)
-
-        return labels(prompts), labels(negative_prompts) if guided else None
+        zeros = self.config.force_zeros_for_empty_prompt
+        encoder = PromptEncoder(self.readers, self.unet, self.class_names, zeros_for_empty=zeros)
+        size = size or (self.defaults.height, self.defaults.width)
+        return encoder.encode(prompts, negative_prompts, size, clip_skip or 0, guided)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (B, L) of texts, padded and cut off to the text encoder's number of them."""
-        options = {"max_length": self._text_length, "padding": "max_length", "truncation": True}
+        """Tokens (B, L) of texts, padded and cut off to the text encoder's number of them; for training."""
+        options = {"max_length": self.readers[0].length, "padding": "max_length", "truncation": True}
         return self.tokenizer(list(texts), return_tensors="pt", **options).input_ids
-
-    @property
-    def _text_length(self) -> int:
-        """L. Some tokenizers on the hub do not say how many tokens their text encoder takes."""
-        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-
-    def truncated_text(self, prompt: str) -> str:
-        """What of a prompt lies beyond the text encoder's last token; '' when all fits."""
-        if self.text_encoder is None:
-            return ""
-        input_ids = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
-        return self.tokenizer.decode(input_ids[self._text_length - 1 : -1]).strip()
 
     def latents_shape(self, count: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(B, C, h, w) of `count` images of that many pixels.
@@ -228,7 +211,8 @@ class SdPipeline(DiffusionPipeline):
         stride = self.vae_scale_factor
         if min(height, width) < stride or height % stride or width % stride:
             raise ValueError(f"height and width must be positive multiples of {stride}, got {height} and {width}")
-        return count, self.unet.config.in_channels, height // stride, width // stride
+        channels = self.unet.config.in_channels if self.vae is None else self.vae.config.latent_channels
+        return count, channels, height // stride, width // stride
 
     def prepare_latents(self, generators: Generators, height: int, width: int, count: int | None = None) -> Tensor:
         """Noise to start from; `denoise` brings it to the variance that its sampler starts at.
@@ -250,77 +234,139 @@ class SdPipeline(DiffusionPipeline):
         shape = self.latents_shape(count, height, width)
         return randn_tensor(shape, generator=generators, device=self._execution_device, dtype=torch.float32)
 
+    @torch.no_grad()
+    def prepare_canvas(
+        self, pixel_values: Tensor, mask: Tensor | None, generators: Generators, strength: float = 1.0
+    ) -> tuple[Tensor, Canvas]:
+        """Noise, and a picture to begin from; the generators are drawn from in stock's order.
+
+        Args:
+            pixel_values: of the picture, (B, 3, H, W) in [-1, 1].
+            mask: 1 where something new is to come, (B, 1, H, W) of zeros and ones; None is new everywhere.
+            generators: as for `prepare_latents`.
+            strength: see DenoiseSettings.
+
+        Returns:
+            Standard normal noise (B, C, h, w), and the picture.
+        """
+        height, width = pixel_values.shape[2:]
+        shown_mask = self._shown_mask
+        # A UNet that is shown the rest of the picture, and begins from noise alone, needs no more of it.
+        clean = None if shown_mask and strength >= 1 else self.encode(pixel_values, generators)
+        noise = self.prepare_latents(generators, height, width, len(pixel_values))
+        if mask is None:
+            return noise, Canvas(clean)
+        masked = None
+        if shown_mask:
+            masked = self.encode(pixel_values * (mask < 0.5), generators)
+        else:
+            self.prepare_latents(generators, height, width, len(pixel_values))  # stock draws it, and has no use for it
+        small = torch.nn.functional.interpolate(mask, size=noise.shape[2:])
+        return noise, Canvas(noise if clean is None else clean, small.to(noise), masked)
+
+    @property
+    def _shown_mask(self) -> bool:
+        """Whether the UNet is shown the mask and the rest of the picture: one for inpainting, with 2C + 1 channels."""
+        return self.vae is not None and self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
+
     @torch.inference_mode()
     def denoise(
         self,
-        latents: Tensor,
-        prompt_embeds: Tensor | None,
-        negative_prompt_embeds: Tensor | None,
+        noise: Tensor,
+        wanted: Conditioning,
+        unwanted: Conditioning | None,
         settings: DenoiseSettings,
         generators: Generators = None,
         on_step: OnStep | None = None,
-        classes: Sequence[Tensor | None] = (None, None),
+        canvas: Canvas | None = None,
+        controls: Sequence[Control] = (),
     ) -> Tensor:
         """Turn noise into the latents of a picture. This is where sampling happens.
 
         Args:
-            latents: standard normal noise, (B, C, h, w).
-            prompt_embeds: text features, (B, L, D); None for a model without text.
-            negative_prompt_embeds: what to steer away from, (B, L, D); None without guidance.
-            settings: steps, guidance, eta.
+            noise: standard normal, (B, C, h, w).
+            wanted: what to show, of B pictures.
+            unwanted: what to steer away from; None without guidance.
+            settings: steps, guidance, eta, and how much of a picture to begin from is made anew.
             generators: those that `prepare_latents` has drawn from already; a sampler's own noise comes after.
             on_step: told of every step.
-            classes: what to show and what to steer away from, (B,) each, of a class-conditional UNet.
+            canvas: a picture to begin from; None begins from noise alone.
+            controls: what else has a say.
 
         Returns:
             Clean latents, scaled, (B, C, h, w) float32.
 
         Raises:
             SdcliError: the UNet's output is not a number.
+            ValueError: what is needed is missing, or so little is to be made anew that there is no step.
 
         Reference: Ho and Salimans 2022 (arXiv:2207.12598), eq. 6, with guidance_scale = 1 + w.
         """
         generators = list(generators) if isinstance(generators, Sequence) else generators
-        conditioned = prompt_embeds is not None or classes[0] is not None
-        guided = settings.guidance_scale > 1 and conditioned and not self._knows_guidance
-        if guided and (negative_prompt_embeds is None) != (prompt_embeds is None):
-            raise ValueError("negative_prompt_embeds are needed where guidance_scale is above 1")
-        embeds = _stacked(prompt_embeds, negative_prompt_embeds, guided)  # (2B or B, L, D)
-        conditions = self._conditions(embeds, _stacked(*classes, guided), len(latents), settings.guidance_scale)
-        self.scheduler.set_timesteps(settings.num_inference_steps, device=self._execution_device)
-        timesteps = self.scheduler.timesteps
-
-        latents = latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
+        guided = settings.guidance_scale > 1 and not wanted.empty and not self._knows_guidance
+        if guided and unwanted is None:
+            raise ValueError("what to steer away from is needed where guidance_scale is above 1")
+        if self._shown_mask and (canvas is None or canvas.masked_latents is None):
+            raise ValueError("this UNet is for inpainting: it needs a picture and a mask")
+        told = unwanted.joined(wanted) if guided else wanted
+        conditions = told.arguments(self.unet) | self._guidance_condition(len(noise), settings.guidance_scale)
+        timesteps = self._begin(settings)
+        latents = self._first_latents(noise, timesteps, settings, canvas)
         for step, timestep in enumerate(timesteps, start=1):
             model_input = torch.cat([latents, latents]) if guided else latents  # (2B or B, C, h, w)
             model_input = self.scheduler.scale_model_input(model_input, timestep).to(self.unet.dtype)
-            model_output = self.unet(model_input, timestep, **conditions).float()
+            added = residuals(controls, model_input, timestep, told, (step - 1, len(timesteps)))
+            if self._shown_mask:
+                shown = torch.cat([canvas.mask, canvas.masked_latents], dim=1).to(model_input)
+                model_input = torch.cat([model_input, shown.repeat(1 + guided, 1, 1, 1)], dim=1)  # (…, 2C + 1, h, w)
+            model_output = self.unet(model_input, timestep, **conditions, **added).float()
             if guided:
                 model_output = guide(*model_output.chunk(2), settings.guidance_scale, settings.guidance_rescale)
             taken = self.scheduler.step(model_output, timestep, latents, eta=settings.eta, generator=generators)
             latents = taken.prev_sample
+            if canvas is not None and canvas.mask is not None and not self._shown_mask:
+                kept = canvas.latents
+                if step < len(timesteps):
+                    kept = self.scheduler.add_noise(kept, noise.to(kept), timesteps[step : step + 1])
+                latents = (1 - canvas.mask) * kept + canvas.mask * latents
             if on_step is not None:
-                on_step(step, len(timesteps), latents, taken.pred_original_sample)
+                on_step(step, len(timesteps), latents, getattr(taken, "pred_original_sample", None))
         return require_finite(latents, "UNet", self.unet.dtype)
+
+    def _begin(self, settings: DenoiseSettings) -> Tensor:
+        """Plan the steps, and give the timesteps of those that are taken.
+
+        Raises:
+            ValueError: there is none.
+        """
+        self.scheduler.set_timesteps(settings.num_inference_steps, device=self._execution_device)
+        taken = min(int(settings.num_inference_steps * settings.strength), settings.num_inference_steps)
+        if taken < 1:
+            raise ValueError(f"strength {settings.strength} of {settings.num_inference_steps} steps is not one step")
+        first = (settings.num_inference_steps - taken) * self.scheduler.order
+        self.scheduler.set_begin_index(first)
+        return self.scheduler.timesteps[first:]
+
+    def _first_latents(
+        self, noise: Tensor, timesteps: Tensor, settings: DenoiseSettings, canvas: Canvas | None
+    ) -> Tensor:
+        """What the first step begins from: noise, or a picture with so much noise on it as that step expects."""
+        noise = noise.to(self._execution_device, torch.float32)
+        if canvas is None or (canvas.mask is not None and settings.strength >= 1):
+            return noise * self.scheduler.init_noise_sigma
+        return self.scheduler.add_noise(canvas.latents, noise, timesteps[:1].expand(len(noise)))
 
     @property
     def _knows_guidance(self) -> bool:
         """Whether guidance is distilled into the UNet, which is told its scale (LCM), so that one pass is enough."""
         return self.unet.config.get("time_cond_proj_dim") is not None
 
-    def _conditions(
-        self, embeds: Tensor | None, class_labels: Tensor | None, count: int, guidance_scale: float
-    ) -> dict[str, object]:
-        """What the UNet is told besides noisy latents and time; the same at every step, so text is projected once."""
-        conditions = {}
-        if embeds is not None:
-            conditions["text_keys_values"] = self.unet.project_text(embeds.to(self.unet.dtype))
-        if class_labels is not None:
-            conditions["class_labels"] = class_labels
-        if self._knows_guidance:
-            embedding = guidance_embedding(guidance_scale, self.unet.config.time_cond_proj_dim)
-            conditions["timestep_cond"] = embedding.expand(count, -1).to(self._execution_device, self.unet.dtype)
-        return conditions
+    def _guidance_condition(self, count: int, guidance_scale: float) -> dict[str, Tensor]:
+        """What such a UNet is told."""
+        if not self._knows_guidance:
+            return {}
+        embedding = guidance_embedding(guidance_scale, self.unet.config.time_cond_proj_dim)
+        return {"timestep_cond": embedding.expand(count, -1).to(self._execution_device, self.unet.dtype)}
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor, generators: Generators = None) -> Tensor:
@@ -388,11 +434,6 @@ def require_finite(values: Tensor, network: str, dtype: torch.dtype) -> Tensor:
     half = dtype in (torch.float16, torch.bfloat16)
     hint = "try --precision fp32" if half else "its weights may be damaged, or their training has diverged"
     raise SdcliError(f"the {network}'s output is not a number", hint=hint, exit_code=EXIT_NOT_A_NUMBER)
-
-
-def _stacked(wanted: Tensor | None, unwanted: Tensor | None, guided: bool) -> Tensor | None:
-    """What a batch is told, with what it is to be steered away from in front where there is guidance."""
-    return torch.cat([unwanted, wanted]) if guided and wanted is not None else wanted
 
 
 def _either(given, default):

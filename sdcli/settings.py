@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sdcli.errors import SdcliError
+from sdcli.prompt_syntax import parse_prompt
 
 SAMPLER_NAMES = (
     "ddpm",
@@ -118,6 +119,7 @@ class DenoiseSettings:
     guidance_scale: float
     guidance_rescale: float = 0.0
     eta: float = 0.0
+    strength: float = 1.0  # share of the steps that are taken, where there is a picture to begin from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +145,9 @@ class GenerateSettings:
     clip_skip: int = 0
 
     def __post_init__(self) -> None:
-        check_text("prompt", self.prompt)
-        check_text("--negative-prompt", self.negative_prompt)
+        for name, text in (("prompt", self.prompt), ("--negative-prompt", self.negative_prompt)):
+            check_text(name, text)
+            parse_prompt(text)
         check_size("--width", self.width)
         check_size("--height", self.height)
         check_steps("--steps", self.num_inference_steps)

@@ -13,19 +13,22 @@ ROOT = Path(__file__).parent.parent / "sdcli"
 # A module may import modules of lower rows only. A package counts as one module; inside it, imports are free.
 LEVELS = [
     {"errors", "components"},
-    {"settings", "files"},
-    {"device", "registry", "images"},
-    {"pipeline", "prompts", "metadata", "output"},
+    {"prompt_syntax", "files"},
+    {"settings"},
+    {"device", "registry", "images", "prompts"},
+    {"pipeline", "metadata", "output"},
     {"checkpoints", "adapters"},
     {"data", "plots"},
     {"batch", "latents", "training", "evaluation"},
     {"cli"},
 ]
 COMPONENT_LEVELS = [
-    {"schedule", "divergence", "layers", "transformer", "guidance", "unet_config", "tiling", "discriminator"},
+    {"schedule", "divergence", "layers", "transformer", "guidance", "unet_config", "tiling", "discriminator", "canvas"},
     {"samplers", "attention", "towers"},
     {"unet_blocks"},
     {"scheduler", "vae", "unet", "clip"},
+    {"conditioning"},
+    {"control"},
 ]
 UPWARDS = {
     ("pipeline", "checkpoints"): "save_pretrained is diffusers' name for what checkpoints does; imported when called",

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sdcli import batch
-from sdcli.batch import Loaded, Made, Stepped, Warned
+from sdcli.batch import Loaded, Made, Stepped
 from sdcli.checkpoints import fingerprints, load_pipeline, sha256_of
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.folder import ON_CPU
@@ -102,14 +102,6 @@ def test_the_metadata_repeats_the_picture(tmp_path, tiny_model, tiny_folder):
     again = Picture(settings=GenerateSettings(**content["settings"]), index=0, path=tmp_path / "b.png")
     run([again], tiny_model)
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a" / "0.png").read_bytes()
-
-
-def test_a_truncated_prompt_is_told_with_what_was_cut(tmp_path, tiny_model):
-    """Once for each text."""
-    long = "the red cat " * 30 + "the dog"
-    events = run(pictures(tmp_path, {"prompt": long}, {"prompt": long, "seed": 2}), tiny_model)
-    (warning,) = [event for event in events if isinstance(event, Warned)]
-    assert warning.message.endswith("the dog")
 
 
 def test_steps_become_a_strip_and_an_animation(tmp_path, tiny_model):

@@ -79,9 +79,9 @@ def test_a_class_in_the_prompt_decides_what_is_shown(model):
 def test_the_longest_name_that_is_a_word_of_the_prompt_counts(model):
     pipeline = load_pipeline(str(model))
     pipeline.class_names = ("cat", "cat face", "dog")
-    wanted, unwanted = pipeline.encode_classes(["a Cat face", "two cats", "dog, cat"], ["", "", "a dog"])
-    assert wanted.tolist() == [2, 0, 1] and unwanted.tolist() == [0, 0, 3]
-    assert pipeline.encode_classes(["a cat"], [""], guided=False)[1] is None
+    wanted, unwanted = pipeline.encode_prompt(["a Cat face", "two cats", "dog, cat"], ["", "", "a dog"])
+    assert wanted.class_labels.tolist() == [2, 0, 1] and unwanted.class_labels.tolist() == [0, 0, 3]
+    assert pipeline.encode_prompt(["a cat"], [""], guided=False)[1] is None
 
 
 def test_names_of_classes_are_kept_and_the_unet_stays_a_stock_one(model, tmp_path):

@@ -353,14 +353,13 @@ def test_progress_as_json_is_an_event_a_line(sdcli_run):
     assert events[-2]["path"] == "a.png" and ended.out == "a.png\n"
 
 
-def test_a_truncated_prompt_is_a_warning(sdcli_run):
-    """With what was cut, even without progress; JSON in JSON."""
-    long = "the red cat " * 30 + "the dog"
-    command = ("generate", long, "-m", "TINY", "-s", "1", "--steps", "2", "-o", "a.png", "--if-exists", "overwrite")
-    plain = sdcli_run(*command, "--progress", "none").err
-    assert plain.startswith("warning: ") and plain.endswith("the dog\n") and plain.count("\n") == 1
-    events = [json.loads(line) for line in sdcli_run(*command, "--progress", "json").err.splitlines()]
-    assert [event["event"] for event in events].count("warning") == 1
+def test_a_prompt_may_be_long_and_prompt_editing_is_refused_at_once(sdcli_run):
+    """Nothing is cut off; what is not there is said before a model loads."""
+    long = "the (red:1.2) cat " * 30 + "the dog"
+    ended = sdcli_run("generate", long, "-m", "TINY", "-s", "1", "--steps", "2", "-o", "a.png", "--progress", "none")
+    assert (ended.code, ended.err) == (0, "")
+    ended = sdcli_run("generate", "a [cat:dog:0.5]", "-m", "TINY", "-o", "b.png")
+    assert ended.code == 1 and ended.err.startswith("error: prompt editing is not there: [cat:dog:0.5]\nhint: ")
 
 
 def test_offline_opens_no_socket(sdcli_run, monkeypatch):

@@ -122,11 +122,10 @@ class UnetPart(Part):
         prompts = list(self.settings.sample_prompts) or self.data.captions(shown, 0)
         width, height = shown[0].size
         negative_prompts = [""] * len(prompts)
-        embeds = self.pipeline.encode_prompt(prompts, negative_prompts)
-        classes = self.pipeline.encode_classes(prompts, negative_prompts)
+        told = self.pipeline.encode_prompt(prompts, negative_prompts)
         generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
         latents = self.pipeline.prepare_latents(generators, height, width)
-        latents = self.pipeline.denoise(latents, *embeds, SAMPLED_WITH, generators, classes=classes)
+        latents = self.pipeline.denoise(latents, *told, SAMPLED_WITH, generators)
         return sheet(self.pipeline.decode(latents), columns=4)
 
     def _classes(self, data: Pictures, shown: Sequence[Shown]) -> Tensor:
