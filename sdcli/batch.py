@@ -16,6 +16,7 @@ import torch
 
 from sdcli.checkpoints import load_component, load_pipeline
 from sdcli.checkpoints.fingerprints import Fingerprints
+from sdcli.checkpoints.folder import scheduler_changes
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement, explain_out_of_memory
 from sdcli.errors import SdcliError
@@ -91,7 +92,7 @@ def run(
     schedulers = check_schedulers(pictures, model)
     with explain_out_of_memory(f"while loading {model.name}", "try --precision fp16 or bf16, or a smaller model"):
         pipeline = load_pipeline(model, placement)
-    fingerprints = Fingerprints(model.folder, ("vae", "text_encoder", "unet"), model.adapter)
+    fingerprints = Fingerprints(model.path, ("vae", "text_encoder", "text_encoder_2", "unet"), model.adapter)
     report(Loaded(model.name, str(placement.device), placement.precision, time.monotonic() - started_at))
     for group in groups(pictures, placement):
         pipeline.scheduler = schedulers[scheduler_choice(group[0].settings)]
@@ -101,27 +102,28 @@ def run(
             report(replace(made, picture=replace(made.picture, path=paths[made.picture.path], steps_path=steps_path)))
 
 
-def scheduler_choice(settings: GenerateSettings) -> tuple[str | None, str | None]:
+Choice = tuple[tuple[str, str], ...]  # what settings change in the scheduler's configuration
+
+
+def scheduler_choice(settings: GenerateSettings) -> Choice:
     """What decides the scheduler."""
-    return settings.sampler, settings.schedule
+    return tuple(sorted(scheduler_changes(settings).items()))
 
 
-def check_schedulers(pictures: Sequence[Picture], model: ModelSpec) -> dict[tuple[str | None, str | None], Scheduler]:
+def check_schedulers(pictures: Sequence[Picture], model: ModelSpec) -> dict[Choice, Scheduler]:
     """The scheduler of every choice of sampler and schedule, before any weights are read.
 
     Raises:
         SdcliError: a sampler does not take the schedule, the number of steps, eta, or this model.
     """
-    config = load_component(model.folder, "scheduler").config
-    schedulers: dict[tuple[str | None, str | None], Scheduler] = {}
+    config = load_component(model.path, "scheduler").config
+    schedulers: dict[Choice, Scheduler] = {}
     every = {
         (scheduler_choice(each.settings), each.settings.num_inference_steps, each.settings.eta) for each in pictures
     }
     for choice, num_inference_steps, eta in every:
         try:
-            scheduler = schedulers.get(choice) or Scheduler.from_config(
-                config, sampler=choice[0], sigma_schedule=choice[1]
-            )
+            scheduler = schedulers.get(choice) or Scheduler.from_config(config, **dict(choice))
             scheduler.set_timesteps(num_inference_steps)
         except ValueError as error:
             raise SdcliError(str(error), hint="try another --sampler, --schedule or --steps") from error
@@ -160,7 +162,7 @@ def make(
         pixel_values, steps = denoise(group, pipeline, report)
     scheduler = pipeline.scheduler
     for place, picture in enumerate(group):
-        settings = replace(picture.settings, sampler=scheduler.sampler, schedule=scheduler.sigma_schedule)
+        settings = resolved(picture.settings, scheduler)
         made = replace(picture, settings=settings)
         provenance = Provenance(
             model_name=Path(settings.model).name,
@@ -177,6 +179,17 @@ def make(
                 [step[place] for step in steps], pipeline, picture.steps_path, blocks
             )
         yield Made(made, (time.monotonic() - started_at) / len(group)), contents
+
+
+def resolved(settings: GenerateSettings, scheduler: Scheduler) -> GenerateSettings:
+    """Settings with what the scheduler really does."""
+    return replace(
+        settings,
+        sampler=scheduler.sampler,
+        schedule=scheduler.sigma_schedule,
+        prediction_type=scheduler.config.prediction_type,
+        timestep_spacing=scheduler.config.timestep_spacing,
+    )
 
 
 def denoise(group: list[Picture], pipeline: SdPipeline, report: Report) -> tuple[torch.Tensor, list[torch.Tensor]]:

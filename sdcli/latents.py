@@ -73,7 +73,7 @@ def encode(pictures: Sequence[tuple[str, Image.Image]], model: ModelSpec, placem
     Raises:
         SdcliError: sizes differ or do not suit the VAE, the VAE does not load, or memory runs out.
     """
-    stride = vae_stride(model.folder)
+    stride = vae_stride(model.path)
     first_name, first = pictures[0]
     for name, image in pictures:
         if image.size != first.size:
@@ -117,13 +117,13 @@ def decode(file: LatentsFile, model: ModelSpec, placement: Placement) -> list[Im
 
 def load_vae(model: ModelSpec, placement: Placement) -> SdPipeline:
     """A pipeline with nothing but its VAE, for the one place that scales latents."""
-    vae = load_component(model.folder, "vae", placement)
+    vae = load_component(model.path, "vae", placement)
     return SdPipeline(vae=vae, text_encoder=None, tokenizer=None, unet=None, scheduler=None)
 
 
 def vae_sha256(model: ModelSpec) -> str:
     """SHA-256 of the VAE's weights; of several files, all of them."""
-    return " ".join(Fingerprints(model.folder, ("vae",)).get().values())
+    return " ".join(Fingerprints(model.path, ("vae",)).get().values())
 
 
 def size_text(image: Image.Image) -> str:
@@ -148,7 +148,7 @@ class ForwardProcess:
         if model is None:
             self.alphas_cumprod = schedule.alphas_cumprod(schedule.make_betas("scaled_linear"))
         else:
-            self.alphas_cumprod = load_component(model.folder, "scheduler").alphas_cumprod
+            self.alphas_cumprod = load_component(model.path, "scheduler").alphas_cumprod
         self.alphas_cumprod = self.alphas_cumprod.float()
         self.model_name = "" if model is None else model.name
         self.seed = seed

@@ -57,8 +57,10 @@ class Provenance:
 
     @property
     def model_hash(self) -> str:
-        """What A1111 calls the model hash, the first ten digits of a SHA-256; here of the UNet's first file."""
-        of_unet = [digest for path, digest in sorted(self.weights.items()) if path.startswith("unet/")]
+        """What A1111 calls the model hash: ten digits of a SHA-256, here of the UNet's first file, or the only one."""
+        of_unet = [
+            digest for path, digest in sorted(self.weights.items()) if path.startswith("unet/") or "/" not in path
+        ]
         return of_unet[0][:10] if of_unet else ""
 
 

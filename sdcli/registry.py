@@ -4,40 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sdcli import families
 from sdcli.errors import SdcliError
+from sdcli.headers import read_header
+from sdcli.hub import HubModel, cached, fetch
+from sdcli.models_file import DEFAULT_KEYS, OF_HUB, ModelsFile, parse_models_file
 from sdcli.settings import GenerationDefaults, did_you_mean
 
 INDEX = "model_index.json"  # marks a model folder
 ADAPTER = "adapter.json"  # marks a folder of something that is put onto a model, which it names
 ARCHITECTURE_SECTIONS = ("tokenizer", "vae", "text_encoder", "image_encoder", "unet", "scheduler", "train")
 PACKAGE_FOLDER = Path(__file__).parent
-DEFAULT_KEYS = {
-    "width": "width",
-    "height": "height",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "sampler": "sampler",
-    "schedule": "schedule",
-    "clip_skip": "clip_skip",
-}
-KEY_TYPES = {
-    "path": str,
-    "builtin": str,
-    "description": str,
-    "licence": str,
-    "sampler": str,
-    "schedule": str,
-    "width": int,
-    "height": int,
-    "steps": int,
-    "clip_skip": int,
-    "guidance_scale": (int, float),
+BY_PIPELINE = {  # what generation uses, for models that no models.toml names
+    "StableDiffusionXLPipeline": {"guidance_scale": 5.0},
+    "StableDiffusionXLImg2ImgPipeline": {"guidance_scale": 5.0},
+    "StableDiffusionXLInpaintPipeline": {"guidance_scale": 7.5},
+    "LatentConsistencyModelPipeline": {"guidance_scale": 8.5, "num_inference_steps": 4},
 }
 
 
@@ -46,27 +33,32 @@ class ModelSpec:
     """A model that the user may name, found but not loaded.
 
     Args:
-        name: what the user calls it: a name in models.toml, or the folder as typed.
-        folder: the standard diffusers folder, the one that holds model_index.json.
+        name: what the user calls it: a name in models.toml, or the folder, file or hub id as typed.
+        path: the standard diffusers folder, the one that holds model_index.json, or a single file; None where it is on
+            the hub only.
         defaults: what generation uses for everything that the user leaves open.
         licence: of the weights; empty when unknown.
         description: one line.
         source: the models.toml that names it; None for a folder.
+        hub: where on the hub it comes from.
         adapter: folder of a trained LoRA or word that is put onto it; None for a model as it is.
+        vae: another VAE to use, a folder or a file; None is the model's own.
     """
 
     name: str
-    folder: Path
+    path: Path | None
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     licence: str = ""
     description: str = ""
     source: Path | None = None
+    hub: HubModel | None = None
     adapter: Path | None = None
+    vae: Path | None = None
 
     @property
     def on_disk(self) -> bool:
         """Whether there is something to load."""
-        return (self.folder / INDEX).is_file()
+        return self.path is not None and (self.path.is_file() or (self.path / INDEX).is_file())
 
 
 @dataclass(frozen=True)
@@ -92,47 +84,79 @@ def find_model(name: str | None = None, models_file: Path | None = None) -> Mode
         return registry.models[name]
     path = os.path.expanduser(name)
     if os.path.exists(path):  # unlike Path.exists, False for a name that no file system takes
-        return spec_of_folder(name, Path(path))
+        return spec_of_path(name, Path(path))
+    if hub := HubModel.parse(name):
+        return spec_of_hub(name, hub)
     raise SdcliError(
-        f"no model named {name!r} in models.toml, and no folder of that name",
+        f"no model named {name!r} in models.toml, and no folder or file of that name",
         hint=did_you_mean(name, registry.models),
     )
 
 
 def find_loadable(name: str | None = None, models_file: Path | None = None) -> ModelSpec:
-    """Find a model as `find_model` does, and see that it is on disk.
+    """Find a model as `find_model` does, and see that it is on disk; one of the hub is fetched.
 
     Raises:
-        SdcliError: nothing goes by that name, or it is not there.
+        SdcliError: nothing goes by that name, or it is not there and cannot be fetched.
     """
     model = find_model(name, models_file)
-    if not model.on_disk:
-        where = f"{model.source} says" if model.source else "its name says"
-        raise SdcliError(
-            f"model {model.name} is not on disk: {where} {model.folder}, which has no model_index.json",
-            hint="put the model there, or correct the path; `sdcli models list` shows what there is",
-        )
-    return model
+    if model.on_disk:
+        return model
+    if model.hub is not None:
+        fetch(model.hub)
+        return find_model(name, models_file)
+    where = f"{model.source} says" if model.source else "its name says"
+    raise SdcliError(
+        f"model {model.name} is not on disk: {where} {model.path}, which has no model_index.json",
+        hint="put the model there, or correct the path; `sdcli models list` shows what there is",
+    )
 
 
-def spec_of_folder(name: str, path: Path) -> ModelSpec:
-    """The model in a diffusers folder, or the current model of a training run.
+def spec_of_path(name: str, path: Path) -> ModelSpec:
+    """The model in a diffusers folder or a single file, or the current model of a training run.
 
     Raises:
-        SdcliError: the path is no such folder.
+        SdcliError: the path is none of these.
     """
     if path.is_file():
-        raise SdcliError(f"{name} is a file; a model is a folder", hint="give the folder that holds model_index.json")
-    folder = model_folder(path)
-    if (folder / ADAPTER).is_file():
-        return replace(find_model(read_json(folder / ADAPTER).get("model")), name=name, adapter=folder)
-    if not (folder / INDEX).is_file():
+        return ModelSpec(name=name, path=path, defaults=own_defaults(path))
+    path = model_folder(path)
+    if (path / ADAPTER).is_file():
+        return replace(find_model(read_json(path / ADAPTER).get("model")), name=name, adapter=path)
+    if not (path / INDEX).is_file():
         raise SdcliError(
             f"{name} is no model: it holds neither model_index.json nor model/model_index.json",
-            hint="give a folder in the diffusers layout, or a training run that has written a checkpoint",
+            hint="give a folder in the diffusers layout, a single file, or a training run that has a checkpoint",
         )
-    width, height = native_size(folder)
-    return ModelSpec(name=name, folder=folder, defaults=GenerationDefaults(width=width, height=height))
+    return ModelSpec(name=name, path=path, defaults=own_defaults(path))
+
+
+def spec_of_hub(name: str, hub: HubModel) -> ModelSpec:
+    """A model of the hub, where the hub's cache has it."""
+    path = cached(hub)
+    if path is None:
+        return ModelSpec(name=name, path=None, hub=hub)
+    return ModelSpec(name=name, path=path, hub=hub, defaults=own_defaults(path))
+
+
+def own_defaults(path: Path, **chosen: Any) -> GenerationDefaults:
+    """What generation uses for a model that is on disk.
+
+    Args:
+        path: of its folder or file.
+        chosen: what a models.toml says of it.
+
+    Raises:
+        SdcliError: a value is out of range, or the model's own configuration cannot be read.
+    """
+    width, height = native_size(path)
+    kind = families.family_of(read_header(path).shapes, path).pipeline if path.is_file() else pipeline_of(path)
+    return GenerationDefaults(**{"width": width, "height": height, **BY_PIPELINE.get(kind, {}), **chosen})
+
+
+def pipeline_of(folder: Path) -> str:
+    """The stock class that a model folder is for; empty where it does not say."""
+    return str(read_json(folder / INDEX).get("_class_name", ""))
 
 
 def model_folder(path: Path) -> Path:
@@ -144,10 +168,12 @@ def model_folder(path: Path) -> Path:
 
 
 def native_size(folder: Path) -> tuple[int, int]:
-    """Width and height in pixels that the model was trained on, from its configuration files.
+    """Width and height in pixels that the model was trained on, from its configuration files, or its single file.
 
     A value that is missing there counts as Stable Diffusion 1's: a UNet for 64 by 64 latents, a VAE with stride 8.
     """
+    if folder.is_file():
+        return (families.family_of(read_header(folder).shapes, folder).latents_side * vae_stride(folder),) * 2
     stride = vae_stride(folder)
     sample_size = read_config(folder / "unet").get("sample_size")
     if isinstance(sample_size, list):
@@ -161,6 +187,10 @@ def vae_stride(folder: Path) -> int:
 
     A model without a VAE denoises pixels: 1.
     """
+    if folder.is_file():
+        shapes = read_header(folder).shapes
+        has_vae = families.has_any(shapes, families.VAE)
+        return 2 ** (len(families.vae_config(shapes)["block_out_channels"]) - 1) if has_vae else 8
     if read_json(folder / INDEX).get("vae", [""])[0] is None:
         return 1
     channels = read_config(folder / "vae").get("block_out_channels")
@@ -265,71 +295,28 @@ def read_models_file(path: Path) -> Registry:
     Raises:
         SdcliError: the file does not parse, or has an unknown key or a value out of range; with the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise SdcliError(
-            f"cannot read {path}: {error}", hint="it must be TOML; the shipped models.toml shows the form"
-        ) from error
-    for key in content.keys() - {"default", "models"}:
-        raise mistake_in(path, text, "", key, f"unknown key {key!r}", did_you_mean(key, ("default", "models")))
-    default, entries = content.get("default"), content.get("models", {})
-    if not isinstance(default, str | None):
-        raise mistake_in(path, text, "", "default", "default must be the name of a model", 'write default = "NAME"')
-    if not isinstance(entries, dict):
-        raise mistake_in(path, text, "", "models", "models must be tables", "write [models.NAME]")
-    return Registry({name: spec_of_entry(path, text, name, entry) for name, entry in entries.items()}, default)
+    file = parse_models_file(path)
+    return Registry({name: spec_of_entry(file, name, entry) for name, entry in file.entries.items()}, file.default)
 
 
-def spec_of_entry(path: Path, text: str, name: str, entry: Any) -> ModelSpec:
+def spec_of_entry(file: ModelsFile, name: str, entry: dict[str, Any]) -> ModelSpec:
     """One `[models.NAME]` table as a `ModelSpec`.
 
     Raises:
-        SdcliError: an unknown key, or a value of the wrong type or out of range; with file and line.
+        SdcliError: a value out of range; with file and line.
     """
-    if not isinstance(entry, dict):
-        raise mistake_in(path, text, "models", name, f"{name} must be a table", f"write [models.{name}]")
-    table = f"models.{name}"
-    for key, value in entry.items():
-        if key not in KEY_TYPES:
-            raise mistake_in(path, text, table, key, f"unknown key {key!r}", did_you_mean(key, KEY_TYPES))
-        if not isinstance(value, KEY_TYPES[key]) or isinstance(value, bool):
-            kind = "a text in quotes" if KEY_TYPES[key] is str else "a number"
-            raise mistake_in(path, text, table, key, f"{key} must be {kind}, got {value!r}", f"write it as {kind}")
-    if ("path" in entry) == ("builtin" in entry):
-        raise mistake_in(path, text, table, "", f"{name} needs one of path and builtin", 'add path = "FOLDER"')
-    if "builtin" in entry:
-        folder = PACKAGE_FOLDER / "builtin" / entry["builtin"]
+    hub = HubModel(entry["hub"], **{key: entry[key] for key in OF_HUB if key in entry}) if "hub" in entry else None
+    if hub is not None:
+        path = cached(hub)
+    elif "builtin" in entry:
+        path = PACKAGE_FOLDER / "builtin" / entry["builtin"]
     else:
-        folder = model_folder(path.parent / Path(entry["path"]).expanduser())
-    width, height = native_size(folder)
+        path = model_folder(file.path.parent / Path(entry["path"]).expanduser())
     chosen = {DEFAULT_KEYS[key]: value for key, value in entry.items() if key in DEFAULT_KEYS}
     try:
-        defaults = GenerationDefaults(**{"width": width, "height": height, **chosen})
+        defaults = GenerationDefaults(**chosen) if path is None else own_defaults(path, **chosen)
     except SdcliError as error:
         key = next((key for key in DEFAULT_KEYS if str(error).startswith(key)), "")
-        raise mistake_in(path, text, table, key, str(error), error.hint) from error
+        raise file.mistake(f"models.{name}", key, str(error), error.hint) from error
     about = {key: entry.get(key, "") for key in ("licence", "description")}
-    return ModelSpec(name=name, folder=folder, defaults=defaults, source=path, **about)
-
-
-def mistake_in(path: Path, text: str, table: str, key: str, message: str, hint: str) -> SdcliError:
-    """An error that says where in a models.toml it is; without a key, or when it is not found, the table's line."""
-    line = line_of(text, table, key) or line_of(text, table, "")
-    return SdcliError(f"{path}, line {line}: {message}" if line else f"{path}: {message}", hint=hint)
-
-
-def line_of(text: str, table: str, key: str) -> int | None:
-    """Line number of a key in a TOML table, or of the table's header when the key is empty (tomllib keeps none)."""
-    current = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
-            current = re.sub(r"[\"'\s]", "", header[1])
-            if not key and current == table.replace(" ", ""):
-                return number
-            if key and f"{current}.".startswith(f"{table}.{key}.".removeprefix(".")):
-                return number
-        elif key and current == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
-            return number
-    return None
+    return ModelSpec(name=name, path=path, defaults=defaults, source=file.path, hub=hub, **about)

@@ -30,6 +30,8 @@ SAMPLER_NAMES = (
     "tcd",
 )
 SCHEDULE_NAMES = ("normal", "karras", "exponential", "beta")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
 SIZE_MULTIPLE = 8  # pixels per side of one latent in every Stable Diffusion VAE
 LARGEST_SEED = 2**64 - 1  # what torch.Generator.manual_seed takes
@@ -90,7 +92,7 @@ class GenerationDefaults:
     """What a model uses for everything that the user leaves open; `sampler` None is the model's own scheduler.
 
     Lengths are in pixels; guidance_scale 1 switches guidance off; clip_skip counts the text layers left out from the
-    end, as diffusers does (0 none).
+    end, as diffusers does (0 none); prediction_type and timestep_spacing None are the scheduler's own.
     """
 
     num_inference_steps: int = 30
@@ -100,6 +102,8 @@ class GenerationDefaults:
     sampler: str | None = None
     schedule: str | None = None
     clip_skip: int = 0
+    prediction_type: str | None = None
+    timestep_spacing: str | None = None
 
     def __post_init__(self) -> None:
         check_size("width", self.width)
@@ -109,6 +113,8 @@ class GenerationDefaults:
         check_range("clip_skip", self.clip_skip, 0, 11)
         check_choice("sampler", self.sampler, SAMPLER_NAMES)
         check_choice("schedule", self.schedule, SCHEDULE_NAMES)
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +149,8 @@ class GenerateSettings:
     sampler: str | None = None
     schedule: str | None = None
     clip_skip: int = 0
+    prediction_type: str | None = None
+    timestep_spacing: str | None = None
 
     def __post_init__(self) -> None:
         for name, text in (("prompt", self.prompt), ("--negative-prompt", self.negative_prompt)):
@@ -158,6 +166,8 @@ class GenerateSettings:
         check_range("--clip-skip", self.clip_skip, 0, 11)
         check_choice("--sampler", self.sampler, SAMPLER_NAMES)
         check_choice("--schedule", self.schedule, SCHEDULE_NAMES)
+        check_choice("--prediction-type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("--timestep-spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
 
     @property
     def denoise_settings(self) -> DenoiseSettings:

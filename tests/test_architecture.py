@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent / "sdcli"
 # A module may import modules of lower rows only. A package counts as one module; inside it, imports are free.
 LEVELS = [
     {"errors", "components"},
-    {"prompt_syntax", "files"},
-    {"settings"},
+    {"prompt_syntax", "files", "headers", "hub"},
+    {"settings", "families"},
+    {"models_file"},
     {"device", "registry", "images", "prompts"},
     {"pipeline", "metadata", "output"},
     {"checkpoints", "adapters"},
@@ -39,7 +40,8 @@ HOMES = {
     "rich": {"cli"},
     "PIL": {"images", "plots"},
     "safetensors": {"checkpoints"},
-    "tomllib": {"registry", "settings"},
+    "tomllib": {"registry", "models_file"},
+    "huggingface_hub": {"hub"},
     "datasets": {"data"},
     "matplotlib": {"plots"},
 }

@@ -28,7 +28,7 @@ def folder(tiny_folder, tmp_path) -> Path:
 
 def load(folder: Path):
     """The pipeline of a folder, whatever state it is in."""
-    return load_pipeline(ModelSpec(name="model", folder=folder), ON_CPU)
+    return load_pipeline(ModelSpec(name="model", path=folder), ON_CPU)
 
 
 def refused(folder: Path, *named: str) -> SdcliError:

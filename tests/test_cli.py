@@ -158,7 +158,7 @@ def test_a_command_without_arguments_shows_its_help(sdcli_run, arguments):
         (("--schedule", "karra"), "--schedule knows no 'karra'", "did you mean karras"),
         (("-m", "emoij"), "no model named 'emoij'", "did you mean emoji"),
         (("-m", "."), ". is no model", "diffusers"),
-        (("-m", "photo.png"), "photo.png is a file", "folder"),
+        (("-m", "photo.png"), "photo.png is no safetensors file", "again"),
         (("--models-file", "none.toml"), "--models-file: there is no file none.toml", "models.toml"),
         (("-o", "photo.png"), "photo.png is already there", "--if-exists"),
         (("-o", "photo.png/a.png"), "cannot make the folder photo.png", "--output"),

@@ -36,7 +36,7 @@ def test_the_shipped_file_parses_and_its_default_is_in_it():
     assert shipped.default in shipped.models
     for spec in shipped.models.values():
         assert spec.licence and spec.description
-        assert spec.folder.is_absolute()
+        assert spec.path.is_absolute()
 
 
 def test_without_a_name_it_is_the_default():
@@ -65,7 +65,7 @@ def test_the_files_win_in_the_documented_order(empty_home, monkeypatch):
 def test_paths_are_relative_to_their_file(empty_home):
     """An entry works from whatever folder the command runs in."""
     path = write(empty_home / "deep" / "models.toml", entry("cats"))
-    assert find_model("cats", path).folder == empty_home / "deep" / "cats"
+    assert find_model("cats", path).path == empty_home / "deep" / "cats"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_paths_are_relative_to_their_file(empty_home):
         (entry("a") + "licence = 3", 4, "licence must be a text in quotes, got 3", "text"),
         (entry("a") + 'sampler = "eular"', 4, "sampler knows no 'eular'", "did you mean euler"),
         ("# words\n[model.a]\npath = '.'\n", 2, "unknown key 'model'", "did you mean models"),
-        ("\n[models.a]\nwidth = 64\n", 2, "a needs one of path and builtin", "path"),
+        ("\n[models.a]\nwidth = 64\n", 2, "a needs one of path, builtin and hub", "path"),
         ("[models]\na = 3\n", 2, "a must be a table", "[models.a]"),
         ("models = 3\n", 1, "models must be tables", "[models.NAME]"),
         ("default = 3\n", 1, "default must be the name of a model", "NAME"),
@@ -136,7 +136,7 @@ def test_an_unknown_name_gets_near_names():
     assert "did you mean emoji" in raised.value.hint
 
 
-@pytest.mark.parametrize("name", ["", "a" * 5000, "runwayml/stable-diffusion-v1-5"])
+@pytest.mark.parametrize("name", ["", "a" * 5000, "models/../sd15"])
 def test_a_name_that_no_file_system_takes_is_just_unknown(name):
     """No traceback for odd names."""
     with pytest.raises(SdcliError, match="no model named"):
@@ -146,7 +146,7 @@ def test_a_name_that_no_file_system_takes_is_just_unknown(name):
 def test_a_folder_is_a_model_with_the_size_it_was_made_for(tiny_folder):
     """Size from the UNet's sample_size and the VAE's stride; no sampler but its own."""
     spec = find_model(str(tiny_folder))
-    assert spec.on_disk and spec.folder == tiny_folder
+    assert spec.on_disk and spec.path == tiny_folder
     assert (spec.defaults.width, spec.defaults.height, spec.defaults.sampler) == (16, 16, None)
 
 
@@ -155,7 +155,7 @@ def test_a_training_run_is_a_model(tiny_folder, empty_home):
     run = empty_home / "run"
     run.mkdir()
     (run / "model").symlink_to(tiny_folder)
-    assert find_model("run").folder == Path("run") / "model"
+    assert find_model("run").path == Path("run") / "model"
     assert find_model("a", write(empty_home / "mine.toml", '[models.a]\npath = "run"\n')).on_disk
 
 
@@ -166,7 +166,7 @@ def test_a_folder_or_file_that_is_no_model_is_refused(empty_home):
         find_model("photos")
     assert "diffusers" in raised.value.hint
     write(empty_home / "model.safetensors", "x")
-    with pytest.raises(SdcliError, match="is a file"):
+    with pytest.raises(SdcliError, match="is no safetensors file"):
         find_model("model.safetensors")
 
 
@@ -201,7 +201,7 @@ def test_the_shipped_file_is_found_in_a_checkout_and_when_installed(empty_home, 
     assert shipped_models_file() == outside
     inside = write(package / "models.toml", '[models.wheel]\nbuiltin = "wheel"\n')
     assert shipped_models_file() == inside
-    assert find_model("wheel").folder == package / "builtin" / "wheel"
+    assert find_model("wheel").path == package / "builtin" / "wheel"
 
 
 def test_finding_a_model_loads_no_torch():

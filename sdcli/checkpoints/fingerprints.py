@@ -23,15 +23,18 @@ class Fingerprints(threading.Thread):
     """Hashes weight files while the main thread computes; `get` waits for them.
 
     Args:
-        folder: the model.
+        folder: the model, or its single file.
         components: whose files count, such as unet and vae.
         adapter: folder of what is put onto the model.
     """
 
     def __init__(self, folder: Path, components: Collection[str], adapter: Path | None = None):
         super().__init__(daemon=True, name="fingerprints")
-        files = [path for path in weight_files(folder) if path.relative_to(folder).parts[0] in components]
-        self.names = {path: path.relative_to(folder).as_posix() for path in files}
+        if folder.is_file():
+            self.names = {folder: folder.name}
+        else:
+            files = [path for path in weight_files(folder) if path.relative_to(folder).parts[0] in components]
+            self.names = {path: path.relative_to(folder).as_posix() for path in files}
         if adapter is not None:
             self.names |= {path: path.name for path in adapter.glob("*.safetensors")}
         self._digests: dict[str, str] = {}

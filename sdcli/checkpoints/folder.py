@@ -1,6 +1,7 @@
 """A model folder in the diffusers layout to our components and pipeline."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from transformers import CLIPTokenizer
 
 from sdcli.checkpoints import stock
 from sdcli.checkpoints.adapters import apply_adapters
-from sdcli.checkpoints.weights import COPIED_IN_PART, FETCH_AGAIN, assign, read_json, read_tensors, read_weights
+from sdcli.checkpoints.single_file import open_file, read_vae
+from sdcli.checkpoints.weights import assign, read_json, read_tensors, read_weights
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
+from sdcli.headers import COPIED_IN_PART, FETCH_AGAIN
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import INDEX, ModelSpec
+from sdcli.settings import GenerateSettings, GenerationDefaults
 
 CLASSES = "id2label"  # entry of model_index.json: names of classes by their number, as stock DiTPipeline has them
 CLIP_HEAD = "clip_head"  # not stock: with text_encoder and image_encoder a whole CLIP; stock readers pass it over
@@ -23,31 +27,37 @@ ON_CPU = Placement(torch.device("cpu"), torch.float32, "no")
 
 
 def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
-    """A model from models.toml or a folder, ready to make pictures.
+    """A model from models.toml, a folder or a single file, ready to make pictures.
 
     Args:
         model: where it lies and what its defaults are.
         placement: device and dtype of the networks.
 
     Raises:
-        SdcliError: the folder is no text-to-image model, lacks a component, or a file of it is bad.
+        SdcliError: it is no text-to-image model, lacks a component, or a file of it is bad.
     """
-    index = read_index(model.folder)
+    index = read_index(model.path)
     kind = index.get("_class_name")
     if kind not in stock.PIPELINES:
         raise SdcliError(
-            f"{model.folder} is a {kind}, which sdcli does not run", hint=f"it runs {', '.join(stock.PIPELINES)}"
+            f"{model.path} is a {kind}, which sdcli does not run", hint=f"it runs {', '.join(stock.PIPELINES)}"
         )
-    names = needed_components(index, model.folder)
+    names = needed_components(index, model.path)
+    if model.vae is not None:
+        names.remove("vae")
     for name in names:
-        _require(index, model.folder, name)
-    components = dict.fromkeys(stock.COMPONENTS)
-    components |= {name: load_component(model.folder, name, placement) for name in names}
-    check_fit(components, model.folder)
-    if model.defaults.sampler or model.defaults.schedule:
-        sampler, schedule = model.defaults.sampler, model.defaults.schedule
-        components["scheduler"] = load_scheduler(model.folder / "scheduler", sampler, schedule)
-    pipeline = SdPipeline(**components)
+        _require(index, model.path, name)
+    components = dict.fromkeys(stock.EVERY_COMPONENT)
+    placements = dict.fromkeys(names, placement)
+    if "tokenizer_2" in names and placement.dtype == torch.float16:
+        placements["vae"] = replace(placement, dtype=torch.float32)  # SDXL's overflows in fp16; stock upcasts it too
+    components |= {name: load_component(model.path, name, placements[name]) for name in names}
+    if model.vae is not None:
+        components["vae"] = load_vae(model.vae, placements.get("vae", placement), model.path)
+    check_fit(components, model.path)
+    components["scheduler"] = load_scheduler(model.path, scheduler_changes(model.defaults))
+    zeros = bool(index.get("force_zeros_for_empty_prompt", "tokenizer_2" in names))
+    pipeline = SdPipeline(**components, force_zeros_for_empty_prompt=zeros and "tokenizer_2" in names)
     pipeline.defaults = model.defaults
     pipeline.class_names = class_names(index)
     if model.adapter is not None:
@@ -55,9 +65,22 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
     return pipeline
 
 
-def needed_components(index: Mapping[str, Any], folder: Path) -> list[str]:
+def scheduler_changes(settings: GenerationDefaults | GenerateSettings) -> dict[str, str]:
+    """What of a scheduler's configuration settings change."""
+    named = {
+        "sampler": settings.sampler,
+        "sigma_schedule": settings.schedule,
+        "prediction_type": settings.prediction_type,
+        "timestep_spacing": settings.timestep_spacing,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def needed_components(index: Mapping[str, Any], path: Path) -> list[str]:
     """What a picture cannot be made without: a UNet that takes pixels needs no VAE, one that reads no text no CLIP."""
-    config = folder / "unet" / "config.json"
+    if index["_class_name"].startswith("StableDiffusionXL"):
+        return [name for name in stock.EVERY_COMPONENT if has(index, name) or name in stock.OF_SDXL]
+    config = path / "unet" / "config.json"
     unet = read_json(config) if has(index, "unet") and config.is_file() else {}
     optional = set()
     if unet.get("in_channels") == 3:
@@ -75,7 +98,7 @@ def load_components(folder: Path, placement: Placement = ON_CPU) -> dict[str, An
     """
     folder = Path(folder)
     index = read_index(folder)
-    names = [name for name in (*stock.COMPONENTS, "image_encoder") if has(index, name)]
+    names = [name for name in (*stock.EVERY_COMPONENT, "image_encoder") if has(index, name)]
     components = {name: load_component(folder, name, placement) for name in names}
     if (folder / CLIP_HEAD).is_dir():
         components[CLIP_HEAD] = load_clip_head(folder, placement)
@@ -89,19 +112,23 @@ def load_component(folder: Path, name: str, placement: Placement = ON_CPU) -> An
     that they are saved in are read when they are first used.
 
     Args:
-        folder: holds model_index.json.
-        name: of the component: vae, text_encoder, tokenizer, unet, scheduler or image_encoder.
+        folder: holds model_index.json; or a single file.
+        name: of the component: vae, text_encoder, tokenizer, unet, scheduler, image_encoder …
         placement: device and dtype of a network; the CPU in fp32 if not given.
 
     Raises:
         SdcliError: it is no model folder, has no such component, or a file of it is bad.
     """
     folder = Path(folder)
+    if folder.is_file():
+        file = open_file(folder)
+        _require(file.index(), folder, name)
+        return file.load(name, placement)
     index = read_index(folder)
     _require(index, folder, name)
     library, class_name = index[name]
     if name == "scheduler":
-        return load_scheduler(folder / name)
+        return load_scheduler(folder)
     if class_name in stock.TOKENIZERS:
         return load_tokenizer(folder / name)
     return load_network(folder / name, stock.named(library, class_name, f"{folder / INDEX}: {name}"), placement)
@@ -119,25 +146,53 @@ def load_network(folder: Path, kind: stock.StockClass, placement: Placement = ON
     return component.eval()
 
 
-def load_scheduler(folder: Path, sampler: str | None = None, schedule: str | None = None) -> Scheduler:
-    """The scheduler of a stock scheduler_config.json.
+def load_scheduler(model: Path, changes: Mapping[str, str] | None = None) -> Scheduler:
+    """The scheduler of a model folder, from its stock scheduler_config.json, or of a single file.
 
     Args:
-        folder: holds that file.
-        sampler: to use instead of the file's; None keeps it.
-        schedule: of sigmas, to use instead of the file's; None keeps it.
+        model: folder or file.
+        changes: arguments of `Scheduler.from_config` to use instead of the file's; see `scheduler_changes`.
 
     Raises:
         SdcliError: the file is missing or bad, of a class that we have no sampler for, or does not go with the choices.
     """
-    path = folder / "scheduler_config.json"
-    config = read_json(path)
+    path = Path(model)
+    if path.is_file():
+        config = open_file(path).config("scheduler")
+    else:
+        path = path / "scheduler" / "scheduler_config.json"
+        config = read_json(path)
     try:
-        return Scheduler.from_config(config, sampler=sampler, sigma_schedule=schedule)
+        return Scheduler.from_config(config, **(changes or {}))
     except (ValueError, TypeError) as error:
-        raise SdcliError(
-            f"{path}: {error}", hint="it must be the scheduler_config.json of a stock scheduler"
-        ) from error
+        hint = "it must be the scheduler_config.json of a stock scheduler"
+        raise SdcliError(f"{path}: {error}", hint=hint) from error
+
+
+def load_vae(path: Path, placement: Placement, model: Path) -> nn.Module:
+    """A VAE by itself: a folder with its config.json, a model, or a file in either layout.
+
+    Args:
+        path: of the folder or file.
+        placement: of the network.
+        model: what it is used with; whose scaling factor counts where the file says none.
+
+    Raises:
+        SdcliError: there is none, or it is bad.
+    """
+    if path.is_dir():
+        if (path / INDEX).is_file():
+            return load_component(path, "vae", placement)
+        return load_network(path, stock.named("diffusers", "AutoencoderKL", path), placement)
+    factor = load_scaling_factor(model)
+    return read_vae(path, placement, factor)
+
+
+def load_scaling_factor(model: Path) -> float:
+    """What a model multiplies latents by."""
+    if model.is_file():
+        return open_file(model).family.scaling_factor
+    return float(read_json(model / "vae" / "config.json").get("scaling_factor", 0.18215))
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -183,6 +238,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         SdcliError: there is no such folder or file, or it is damaged.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return open_file(folder).index()
     if not folder.is_dir():
         raise SdcliError(f"there is no folder {folder}", hint="a model is a folder with model_index.json in it")
     if not (folder / INDEX).is_file():
@@ -209,14 +266,17 @@ def has(index: Mapping[str, Any], name: str) -> bool:
     return index.get(name, [None, None])[0] is not None
 
 
-def _require(index: Mapping[str, Any], folder: Path, name: str) -> None:
+def _require(index: Mapping[str, Any], path: Path, name: str) -> None:
     """Refuse a model without a component."""
-    if has(index, name) and (folder / name).is_dir():
+    if has(index, name) and (path.is_file() or (path / name).is_dir()):
         return
-    why = f"{folder / name} is missing" if has(index, name) else f"{INDEX} names none"
+    if path.is_file():
+        hint = "give one by --vae" if name == "vae" else "give the model as a folder, or a file that is whole"
+        raise SdcliError(f"model {path} has no {name}: none of its keys is of one", hint=hint)
+    why = f"{path / name} is missing" if has(index, name) else f"{INDEX} names none"
     part = {"text_encoder": "clip", "tokenizer": "clip"}.get(name, name)
     hint = f"`sdcli train --part {part}` makes one" if part in ("vae", "clip", "unet") else COPIED_IN_PART
-    raise SdcliError(f"model {folder} has no {name}: {why}", hint=hint)
+    raise SdcliError(f"model {path} has no {name}: {why}", hint=hint)
 
 
 def check_fit(components: Mapping[str, Any], folder: Path) -> None:
@@ -225,17 +285,16 @@ def check_fit(components: Mapping[str, Any], folder: Path) -> None:
     Raises:
         SdcliError: channels of latents or widths of text differ.
     """
-    unet = components["unet"].config
-    vae, text_encoder = (getattr(components[name], "config", None) for name in ("vae", "text_encoder"))
-    if vae is not None and unet.in_channels != vae.latent_channels:
-        hint = "9 input channels is an inpainting model" if unet.in_channels == 9 else "do these parts belong together?"
-        raise SdcliError(
-            f"{folder}: the UNet takes {unet.in_channels} channels, the VAE's latents have {vae.latent_channels}",
-            hint=hint,
-        )
-    if text_encoder is None:
-        return
-    takes, gets = unet.cross_attention_dim, text_encoder.hidden_size
-    if takes != gets:
+    unet, vae = components["unet"].config, components["vae"]
+    if vae is not None:
+        channels = vae.config.latent_channels
+        if unet.in_channels not in (channels, 2 * channels + 1):  # the latter is shown a mask and a picture
+            raise SdcliError(
+                f"{folder}: the UNet takes {unet.in_channels} channels, the VAE's latents have {channels}",
+                hint="do these parts belong together?",
+            )
+    texts = [components[name] for name in ("text_encoder", "text_encoder_2") if components.get(name) is not None]
+    gets, takes = sum(each.config.hidden_size for each in texts), unet.cross_attention_dim
+    if texts and takes != gets:
         differ = f"the UNet takes text features {takes} wide, the text encoder's are {gets}"
         raise SdcliError(f"{folder}: {differ}", hint="do these parts belong together?")

@@ -9,9 +9,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdcli.checkpoints.weights import FETCH_AGAIN, cannot_read, check_start
+from sdcli.checkpoints.weights import cannot_read
 from sdcli.checkpoints.writing import cannot_write, write_tensors
 from sdcli.errors import SdcliError
+from sdcli.headers import FETCH_AGAIN, check_start
 
 REQUIRED = ("model", "scaling_factor", "vae_sha256", "width", "height")
 ENCODE_AGAIN = "encode the picture again with `sdcli encode`"

@@ -16,7 +16,7 @@ from sdcli.checkpoints.writing import to_dtype, whole_folder, write_tensors, wri
 from sdcli.components.scheduler import Scheduler
 from sdcli.pipeline import SdPipeline
 
-NAMES = (*stock.COMPONENTS, "image_encoder")
+NAMES = (*stock.EVERY_COMPONENT, "image_encoder")
 
 
 def save_pipeline(
@@ -53,12 +53,29 @@ def save_components(
     with whole_folder(folder, INDEX) as beside:
         for name, component in components.items():
             _write(component, beside / name, dtype, metadata or {})
-        index = {name: _index_entry(components.get(name)) for name in (*NAMES, "safety_checker", "feature_extractor")}
-        about = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
+        about = {"_diffusers_version": diffusers.__version__}
         if class_names:
             about[CLASSES] = {str(number): name for number, name in enumerate(("", *class_names))}
-        write_text(beside / INDEX, _to_json({**about, **index, "requires_safety_checker": False}))
+        write_text(beside / INDEX, _to_json(about | index_of(components)))
         _keep_others(folder, beside)
+
+
+def index_of(components: Mapping[str, Any]) -> dict[str, Any]:
+    """What model_index.json says of components: the stock pipeline that they are for, and a class for each."""
+    unet, vae = components.get("unet"), components.get("vae")
+    inpaints = unet is not None and vae is not None and unet.config.in_channels > vae.config.latent_channels
+    if "text_encoder_2" not in components:
+        kind = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+        names = (*stock.COMPONENTS, "image_encoder", "safety_checker", "feature_extractor")
+        flags = {"requires_safety_checker": False}
+    else:
+        refines = "text_encoder" not in components
+        kind = f"StableDiffusionXL{'Img2Img' if refines else 'Inpaint' if inpaints else ''}Pipeline"
+        names = (*stock.EVERY_COMPONENT, "image_encoder", "feature_extractor")
+        flags = {"force_zeros_for_empty_prompt": not refines}
+        if refines:
+            flags["requires_aesthetics_score"] = True
+    return {"_class_name": kind, **{name: _index_entry(components.get(name)) for name in names}, **flags}
 
 
 def save_component(

@@ -16,9 +16,22 @@ from sdcli.components.unet import UNet
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
 
-PIPELINES = ("StableDiffusionPipeline",)
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
+    "LatentConsistencyModelPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLControlNetPipeline",
+)
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")  # without one of these there is no picture
-NOT_LOADED = ("safety_checker", "feature_extractor", "requires_safety_checker")
+OF_SDXL = ("vae", "text_encoder_2", "tokenizer_2", "unet", "scheduler")  # of SDXL; its base has the first two as well
+EVERY_COMPONENT = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "unet", "scheduler")
+FLAGS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "requires_safety_checker", "add_watermarker")
+NOT_LOADED = ("safety_checker", "feature_extractor", "controlnet", *FLAGS)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,10 @@ from torch import Tensor, nn
 
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
+from sdcli.headers import CONVERT, COPIED_IN_PART, FETCH_AGAIN, PICKLES, check_start
 
 STEMS = ("diffusion_pytorch_model", "model")  # how diffusers and transformers name a component's weights
 TRAINING = "sdcli.training"  # entry of a weights file's metadata that says how it was made
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-FETCH_AGAIN = "the download or the copy was cut off: fetch the file again"
-COPIED_IN_PART = "was the folder copied whole?"
-CONVERT = "a pickle can run code when it is read: load it where you trust it and save it as safetensors"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -62,27 +58,6 @@ def training_of(path: Path) -> dict[str, Any] | None:
         return None if text is None else json.loads(text)
     except ValueError:
         return None
-
-
-def check_start(start: bytes, size: int, name: object) -> None:
-    """See by the first eight bytes whether a file can be safetensors: they give the length of the header.
-
-    Args:
-        start: the first eight bytes, fewer of a shorter file.
-        size: of the whole file in bytes.
-        name: of the file, for the message.
-
-    Raises:
-        SdcliError: it cannot.
-    """
-    if size == 0:
-        raise SdcliError(f"{name} is empty (0 bytes)", hint=FETCH_AGAIN)
-    if start.startswith(PICKLE_STARTS):
-        raise SdcliError(f"{name} is a pickle, not safetensors", hint=CONVERT)
-    header = int.from_bytes(start, "little")
-    if len(start) < 8 or header > size - 8:
-        says = f"it says its header has {header} bytes, the whole file has {size}"
-        raise SdcliError(f"{name} is no safetensors file, or damaged: {says}", hint=FETCH_AGAIN)
 
 
 def weight_file(folder: Path) -> Path:
@@ -136,7 +111,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
         shard = read_tensors(folder / name)
         absent = [key for key in keys if key not in shard]
         if absent:
-            lacks = f"{folder / name} lacks {_some(absent)}, which {path.name} says it holds"
+            lacks = f"{folder / name} lacks {some(absent)}, which {path.name} says it holds"
             raise SdcliError(lacks, hint="do the index and the files belong together?")
         tensors |= {key: shard[key] for key in keys}
     return tensors, path
@@ -168,11 +143,11 @@ def assign(component: nn.Module, tensors: Mapping[str, Tensor], source: Path, pl
             raise SdcliError(f"{misfit}: {key} is {found}, expected {wanted}", hint=hint)
     missing = sorted(expected.keys() - tensors.keys())
     if missing:
-        raise SdcliError(f"{misfit}: {_some(missing)} missing", hint="do config.json and weights belong together?")
+        raise SdcliError(f"{misfit}: {some(missing)} missing", hint="do config.json and weights belong together?")
     unexpected = sorted(tensors.keys() - expected.keys())
     if unexpected:
         raise SdcliError(
-            f"{misfit}: no place for {_some(unexpected)}", hint="do config.json and weights belong together?"
+            f"{misfit}: no place for {some(unexpected)}", hint="do config.json and weights belong together?"
         )
     cast = {
         key: tensor.to(placement.device, placement.dtype if tensor.is_floating_point() else tensor.dtype)
@@ -181,7 +156,7 @@ def assign(component: nn.Module, tensors: Mapping[str, Tensor], source: Path, pl
     component.load_state_dict(cast, assign=True)
 
 
-def _some(keys: list[str]) -> str:
+def some(keys: list[str]) -> str:
     """The first of many keys, and how many more there are."""
     return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
 

@@ -58,7 +58,7 @@ def check_folder(
         from sdcli.data.check import Wanted, as_json_line, check, mend
         from sdcli.data.store import Store, default_store
 
-    tokenizer = load_component(spec.folder, "tokenizer")
+    tokenizer = load_component(spec.path, "tokenizer")
     wanted = Wanted(resolution=resolution, most_tokens=tokenizer.model_max_length, need_captions=not no_captions)
     report = check(
         folder,

@@ -13,7 +13,7 @@ from sdcli.cli.options import IfExistsChoice, ProgressChoice
 from sdcli.cli.progress import Reporter, reporter_for
 from sdcli.errors import SdcliError
 from sdcli.registry import ModelSpec, find_loadable
-from sdcli.settings import SAMPLER_NAMES, SCHEDULE_NAMES, GenerateSettings
+from sdcli.settings import PREDICTION_TYPES, SAMPLER_NAMES, SCHEDULE_NAMES, TIMESTEP_SPACINGS, GenerateSettings
 
 if TYPE_CHECKING:
     from sdcli.batch import Event, Made
@@ -36,6 +36,14 @@ Width = Annotated[int | None, typer.Option("-W", "--width", metavar="PX", help=f
 Height = Annotated[int | None, typer.Option("-H", "--height", metavar="PX", help=f"A multiple of 8 {OWN}.")]
 Sampler = Annotated[str | None, typer.Option("--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)} {OWN}.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULE_NAMES)} {OWN}.")]
+PredictionType = Annotated[
+    str | None,
+    typer.Option("--prediction-type", metavar="NAME", help=f"{', '.join(PREDICTION_TYPES)} {OWN}."),
+]
+TimestepSpacing = Annotated[
+    str | None,
+    typer.Option("--timestep-spacing", metavar="NAME", help=f"{', '.join(TIMESTEP_SPACINGS)} {OWN}."),
+]
 Eta = Annotated[float, typer.Option("--eta", metavar="X", help="Noise of the steps of ddim and tcd, 0 to 1.")]
 GuidanceRescale = Annotated[
     float, typer.Option("--guidance-rescale", metavar="X", help="Against overexposure by strong guidance, 0 to 1.")
@@ -73,6 +81,8 @@ def generate(
     height: Height = None,
     sampler: Sampler = None,
     schedule: Schedule = None,
+    prediction_type: PredictionType = None,
+    timestep_spacing: TimestepSpacing = None,
     eta: Eta = GenerateSettings.eta,
     guidance_rescale: GuidanceRescale = GenerateSettings.guidance_rescale,
     clip_skip: ClipSkip = None,
@@ -108,6 +118,8 @@ def generate(
         "sampler": sampler,
         "schedule": schedule,
         "clip_skip": clip_skip,
+        "prediction_type": prediction_type,
+        "timestep_spacing": timestep_spacing,
     }
     texts = {"model": spec.name, "negative_prompt": negative_prompt}
     shared = {**texts, **with_defaults(chosen, spec), "eta": eta, "guidance_rescale": guidance_rescale}

@@ -24,8 +24,8 @@ Model = Annotated[
     typer.Option(
         "-m",
         "--model",
-        metavar="NAME|FOLDER",
-        help="A name in models.toml, a model folder or a training run "
+        metavar="NAME|FOLDER|FILE|HUB_ID",
+        help="A name in models.toml, a model folder, a single file, a training run, or OWNER/NAME of the hub "
         "(default: the default of models.toml, the built-in model).",
     ),
 ]

@@ -48,7 +48,7 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
     architecture = find_architecture(settings.config) if settings.config is not None else None
     model = Model({})
     if settings.model is not None:
-        model = load_model(find_model(settings.model).folder, whole_clip=settings.part == "clip" and not architecture)
+        model = load_model(find_model(settings.model).path, whole_clip=settings.part == "clip" and not architecture)
     if settings.part in ADAPTERS:
         require(model, WHOLE, settings, "name a model that generates pictures")
         return with_schedule(model, settings)

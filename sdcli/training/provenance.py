@@ -43,7 +43,7 @@ def parents(settings: TrainSettings) -> dict[str, str]:
     """SHA-256 of the weight files of the model that a run starts from, by their names."""
     if settings.model is None:
         return {}
-    folder = find_model(settings.model).folder
+    folder = find_model(settings.model).path
     if not folder.is_dir():
         return {}
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in weight_files(folder)}

@@ -6,13 +6,12 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 
 from sdcli.errors import SdcliError
-from sdcli.settings import LARGEST_SEED, check_choice, check_range, check_size, check_text
+from sdcli.settings import LARGEST_SEED, PREDICTION_TYPES, check_choice, check_range, check_size, check_text
 
 PARTS = ("unet", "vae", "clip", "lora", "embedding", "all")
 STAGES = ("vae", "clip", "unet")  # of --part all; each needs those before it
 ADAPTERS = ("lora", "embedding")  # parts that are put onto a model, which stays as it is
 DENOISERS = ("unet", *ADAPTERS)  # parts that learn from noisy pictures
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 LOSSES = ("mse", "l1", "huber", "perceptual")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree")
 LR_SCHEDULES = (

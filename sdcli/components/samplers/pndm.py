@@ -7,6 +7,7 @@ Reference: Liu et al. 2022 (arXiv:2202.09778).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -91,13 +92,18 @@ def take_pndm_step(moment: Moment) -> tuple[Tensor, tuple]:
     if not moment.config.skip_prk_steps and moment.index < 4 * RUNGE_KUTTA_STEPS:
         return take_runge_kutta_call(moment)
     outputs, start_sample = moment.memory or ((), None)
-    if moment.config.skip_prk_steps and moment.index == 1 and start_sample is not None:
+    if start_sample is not None:
         # Again the step of the call before, by the trapezoidal rule; this output stays out of the memory.
         mean = (moment.model_output + outputs[0]) / 2
-        return moved(moment, start_sample, mean), (outputs, None)
+        again = moment if moment.index == 1 else replace(moment, index=moment.index - 1)
+        return moved(again, start_sample, mean), (outputs, None)
+    first = moment.config.skip_prk_steps and not outputs
+    # A trajectory from a picture may begin anywhere. Stock plans no call for the first step's repetition there, so that
+    # the sample is a step behind from then on; its pictures are the reference.
+    now = replace(moment, index=2) if first and moment.index == 1 else moment
     outputs = (moment.model_output, *outputs)[:4]
     slope = combined(MULTISTEP_WEIGHTS[len(outputs)], outputs)
-    return moved(moment, moment.sample, slope), (outputs, moment.sample if moment.index == 0 else None)
+    return moved(now, moment.sample, slope), (outputs, moment.sample if first else None)
 
 
 def take_runge_kutta_call(moment: Moment) -> tuple[Tensor, tuple]:

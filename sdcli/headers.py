@@ -1,0 +1,82 @@
+"""The beginning of a safetensors file: names, shapes and what it says of itself, read without its library or torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import SdcliError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+LARGEST_HEADER = 100 * 2**20  # bytes; the format's own limit
+FETCH_AGAIN = "the download or the copy was cut off: fetch the file again"
+COPIED_IN_PART = "was the folder copied whole?"
+CONVERT = "a pickle can run code when it is read: load it where you trust it and save it as safetensors"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file holds.
+
+    Args:
+        shapes: of each tensor by its name.
+        dtypes: as the format spells them: F32, F16, BF16, F8_E4M3 …
+        metadata: texts that the file says of itself.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file.
+
+    Raises:
+        SdcliError: the file is missing, empty, cut off, damaged or a pickle.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            check_start(start, size, path)
+            content = json.loads(file.read(int.from_bytes(start, "little")))
+        return parse_header(content)
+    except FileNotFoundError as error:
+        raise SdcliError(f"{path} is missing", hint=COPIED_IN_PART) from error
+    except OSError as error:
+        raise SdcliError(f"cannot read {path}: {error.strerror}", hint="is it a file, and may you read it?") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SdcliError(f"{path} is damaged: its header is no list of tensors", hint=FETCH_AGAIN) from error
+
+
+def parse_header(content: dict[str, Any]) -> Header:
+    """What the JSON of a header says."""
+    metadata = content.pop("__metadata__", {})
+    shapes = {name: tuple(int(side) for side in about["shape"]) for name, about in content.items()}
+    return Header(shapes, {name: str(about["dtype"]) for name, about in content.items()}, dict(metadata))
+
+
+def check_start(start: bytes, size: int, name: object) -> None:
+    """See by the first eight bytes whether a file can be safetensors: they give the length of the header.
+
+    Args:
+        start: the first eight bytes, fewer of a shorter file.
+        size: of the whole file in bytes.
+        name: of the file, for the message.
+
+    Raises:
+        SdcliError: it cannot.
+    """
+    if size == 0:
+        raise SdcliError(f"{name} is empty (0 bytes)", hint=FETCH_AGAIN)
+    header = int.from_bytes(start, "little")
+    if len(start) < 8 or header > min(size - 8, LARGEST_HEADER):  # first: some lengths look like a pickle's begin
+        if start.startswith(PICKLE_STARTS):
+            raise SdcliError(f"{name} is a pickle, not safetensors", hint=CONVERT)
+        says = f"it says its header has {header} bytes, the whole file has {size}"
+        raise SdcliError(f"{name} is no safetensors file, or damaged: {says}", hint=FETCH_AGAIN)

@@ -1,0 +1,115 @@
+"""Models of the Hugging Face hub: where its cache has them, and how they get there. Loads its library to fetch only."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdcli.errors import SdcliError
+
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # OWNER/NAME, and a branch, tag or commit
+INDEX = "model_index.json"
+WHOLE = (INDEX, "*/*.json", "*/*.txt", "*/*.model")  # of a folder, beside weights
+WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the hub.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: a branch, tag or commit.
+        variant: of the weights that is wanted, such as fp16, where there is a choice; empty takes the plain ones.
+        file: a single file of the repository; empty takes the folder in the diffusers layout.
+    """
+
+    repo: str
+    revision: str = "main"
+    variant: str = ""
+    file: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> HubModel | None:
+        """OWNER/NAME or OWNER/NAME@REVISION; None where it is neither."""
+        found = HUB_ID.fullmatch(name)
+        return cls(found[1], found[2] or "main") if found and ".." not in name else None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
+
+
+def cache_folder() -> Path:
+    """Where the hub's library keeps what it fetches, by the variables that it knows."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if os.environ.get(name):
+            return Path(os.environ[name]).expanduser()
+    home = os.environ.get("HF_HOME")
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(home) if home else Path(cache) / "huggingface").expanduser() / "hub"
+
+
+def cached(model: HubModel) -> Path | None:
+    """The folder, or the single file, of a model in the cache; None where it is not there, or not whole."""
+    repo = cache_folder() / f"models--{model.repo.replace('/', '--')}"
+    ref = repo / "refs" / model.revision
+    commit = ref.read_text().strip() if ref.is_file() else model.revision
+    snapshot = repo / "snapshots" / commit
+    if model.file:
+        return snapshot / model.file if (snapshot / model.file).is_file() else None
+    return snapshot if (snapshot / INDEX).is_file() and not any(repo.glob("blobs/*.incomplete")) else None
+
+
+def fetch(model: HubModel) -> None:
+    """Bring a model into the cache.
+
+    Raises:
+        SdcliError: it does not exist, may not be had, or the hub cannot be reached, or must not be.
+    """
+    import httpx
+    from huggingface_hub import constants, errors, hf_hub_download, list_repo_files, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        raise SdcliError(f"{model} is not in the hub's cache", hint="run once without --offline, or name a folder")
+    try:
+        if model.file:
+            hf_hub_download(model.repo, model.file, revision=model.revision)
+            return
+        files = list_repo_files(model.repo, revision=model.revision)
+        if INDEX not in files:
+            singles = [name for name in files if name.endswith(WEIGHTS) and "/" not in name]
+            hint = f"it has {', '.join(singles[:3])}: name one in models.toml as file" if singles else "name another"
+            raise SdcliError(f"{model} on the hub has no {INDEX}", hint=hint)
+        wanted = [*WHOLE, *weights_to_fetch(files, model.variant)]
+        snapshot_download(model.repo, revision=model.revision, allow_patterns=wanted)
+    except errors.GatedRepoError as error:
+        hint = f"accept its terms at https://huggingface.co/{model.repo}, then run `hf auth login`"
+        raise SdcliError(f"{model} on the hub is gated", hint=hint) from error
+    except errors.RevisionNotFoundError as error:
+        raise SdcliError(f"{model.repo} on the hub has no revision {model.revision}", hint="try without it") from error
+    except errors.RepositoryNotFoundError as error:
+        hint = "check its spelling; if it is private, run `hf auth login`"
+        raise SdcliError(f"the hub has no model {model.repo}", hint=hint) from error
+    except errors.EntryNotFoundError as error:
+        raise SdcliError(f"{model} on the hub has no {model.file or INDEX}", hint="check its spelling") from error
+    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SdcliError(f"cannot fetch {model} from the hub: {reason}", hint="check the network; try again") from error
+
+
+def weights_to_fetch(files: Iterable[str], variant: str) -> Sequence[str]:
+    """Which weight files of a folder to fetch: of each component one variant, never a pickle."""
+    by_component: dict[str, dict[str, list[str]]] = {}
+    for name in files:
+        component, _, file = name.rpartition("/")
+        if file.endswith(WEIGHTS) and component and "/" not in component:
+            found = re.search(r"\.(fp16|bf16|fp32|non_ema|ema_only)(?=[.-])", file)
+            by_component.setdefault(component, {}).setdefault(found[1] if found else "", []).append(name)
+    chosen = []
+    for variants in by_component.values():
+        order = (variant, "", "fp16", *variants)
+        chosen += variants[next(each for each in order if each in variants)]
+    return chosen
