@@ -3,9 +3,12 @@
 B texts, K chunks, L tokens of a chunk (77), D width of the features, P width of the pooled ones.
 """
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from sdcli.components.unet import UNet
 from sdcli.prompt_syntax import Piece, parse_prompt
 
 AESTHETIC_SCORES = 6.0, 2.5  # what SDXL's refiner is told of a picture that is wanted, and of one that is not
+EMPTY: Mapping[int, list[int]] = MappingProxyType({})
 BACKTRACK = 20  # tokens after a comma that go into the next chunk with the rest of their phrase
 
 
@@ -28,8 +32,17 @@ class Chunk:
     weights: list[float]
 
 
-def chunks_of(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase, room: int) -> list[Chunk]:
-    """Tokens in chunks of at most `room`; a phrase that would be torn at its end goes into the next one whole."""
+def chunks_of(
+    pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase, room: int, learned: Mapping[int, list[int]] = EMPTY
+) -> list[Chunk]:
+    """Tokens in chunks of at most `room`; a phrase that would be torn at its end goes into the next one whole.
+
+    Args:
+        pieces: of a prompt.
+        tokenizer: text to tokens.
+        room: tokens in a chunk.
+        learned: what tokens stand for several, see `Reader.learned`.
+    """
     comma = tokenizer.convert_tokens_to_ids(",</w>")
     chunks, now, after_comma = [], Chunk([], []), None
     for piece in pieces:
@@ -37,7 +50,8 @@ def chunks_of(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase, room:
             chunks.append(now)
             now, after_comma = Chunk([], []), None
             continue
-        for token in tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids:
+        tokens = tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
+        for token in itertools.chain.from_iterable(learned.get(each, [each]) for each in tokens):
             if len(now.input_ids) == room:
                 torn = after_comma is not None and token != comma and room - after_comma < BACKTRACK
                 cut = after_comma if torn else room
@@ -71,7 +85,18 @@ class Reader:
 
     def chunks(self, prompt: str) -> list[Chunk]:
         """A prompt in chunks."""
-        return chunks_of(parse_prompt(prompt), self.tokenizer, self.length - 2)
+        return chunks_of(parse_prompt(prompt), self.tokenizer, self.length - 2, self.learned)
+
+    @cached_property
+    def learned(self) -> dict[int, list[int]]:
+        """Tokens of learned words with several vectors, by the first one, which stands for all of them."""
+        added = self.tokenizer.get_added_vocab()
+        several = {}
+        for token, number in added.items():
+            more = itertools.takewhile(lambda each: each in added, (f"{token}_{place}" for place in itertools.count(1)))
+            if others := [added[each] for each in more]:
+                several[number] = [number, *others]
+        return several
 
     def read(self, prompts: Sequence[str], count: int, clip_skip: int) -> tuple[Tensor, Tensor | None]:
         """Features of prompts, in `count` chunks each.

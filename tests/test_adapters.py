@@ -109,11 +109,11 @@ def test_an_adapter_for_another_model_says_so(things, tiny_folder, tmp_path):
     file = run / "model" / "pytorch_lora_weights.safetensors"
     tensors = load_file(file)
     save_file({name.replace("down_blocks.0", "down_blocks.9"): tensor for name, tensor in tensors.items()}, file)
-    with pytest.raises(SdcliError, match="which the model lacks"):
+    with pytest.raises(SdcliError, match="fits 24 of 32 layers: the model has no unet.down_blocks.9"):
         load_pipeline(str(run), device="cpu")
     cut = {name: tensor[:, :-1].contiguous() if "lora_A" in name else tensor for name, tensor in tensors.items()}
     save_file(cut, file)
-    with pytest.raises(SdcliError, match="the LoRA's"):
+    with pytest.raises(SdcliError, match="fits 0 of 32 layers: .* has another shape"):
         load_pipeline(str(run), device="cpu")
 
 

@@ -5,6 +5,7 @@ A folder of adapters holds `adapter.json`, which names the model that they are f
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from sdcli.checkpoints.weights import read_tensors
+from sdcli.checkpoints.embeddings import LearnedWord, read_word
+from sdcli.checkpoints.lora import COMPONENTS, OTHER_MODEL, layers_of, read_lora
 from sdcli.checkpoints.writing import to_dtype, whole_folder, write_tensors, write_text
 from sdcli.components.clip import TextEncoder
 from sdcli.errors import SdcliError
@@ -22,7 +24,6 @@ from sdcli.registry import ADAPTER
 LORA = "pytorch_lora_weights.safetensors"  # diffusers' name, with peft's keys
 KOHYA = "lora_kohya.safetensors"
 EMBEDDING = "learned_embeds.safetensors"  # diffusers' name
-OTHER_MODEL = "it was trained for another model"
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -65,36 +66,44 @@ def write_lora(
         write_text(beside / ADAPTER, json.dumps({"model": model, "kind": "lora", "alpha": alpha}, indent=2) + "\n")
 
 
-def read_lora(path: Path) -> dict[str, Tensor]:
-    """The tensors of a LoRA by peft's names. Raises SdcliError where the file is missing or bad."""
-    return read_tensors(path)
-
-
-def apply_lora(unet: nn.Module, tensors: Mapping[str, Tensor], alpha: float, weight: float = 1.0) -> None:
+def put_lora(pipeline: SdPipeline, path: Path, share: float = 1.0, allow_pickle: bool = False) -> "Undo":
     """Add a LoRA to the weights of the layers that it is for.
 
     Args:
-        unet: to change.
-        tensors: see `write_lora`.
-        alpha: see `write_lora`.
-        weight: how much it counts; 1 is all of it.
+        pipeline: to change.
+        path: of the LoRA, in any layout.
+        share: how much of it counts; 1 is all.
+        allow_pickle: see `read_any`.
+
+    Returns:
+        What takes it off again.
 
     Raises:
-        SdcliError: a layer does not exist, or has another shape.
+        SdcliError: the file is bad, or does not fit the model in every layer.
     """
-    layers = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
-    for layer in layers:
-        down, up = tensors[layer + DOWN].float(), tensors[layer + UP].float()
-        try:
-            parameter = unet.get_parameter(f"{layer.removeprefix('unet.')}.weight")
-        except AttributeError as error:
-            raise SdcliError(f"the LoRA is for a layer {layer}, which the model lacks", hint=OTHER_MODEL) from error
-        if parameter.shape[:2] != (up.shape[0], down.shape[1]):
-            shapes = f"{up.shape[0]}x{down.shape[1]}, the model's {tuple(parameter.shape)}"
-            raise SdcliError(f"the LoRA's {layer} is {shapes}", hint=OTHER_MODEL)
-        change = (weight * alpha / len(down)) * (up @ down)
-        changed = parameter.detach().float() + change.to(parameter.device).view(parameter.shape)
-        parameter.data = changed.to(parameter.dtype)  # weights that are read from the disk cannot be written to
+    networks = {name: getattr(pipeline, name) for name in COMPONENTS if getattr(pipeline, name, None) is not None}
+    lora = read_lora(path, networks, allow_pickle)
+    layers = {f"{name}.{layer}": module for name in networks for layer, module in layers_of(name, networks[name])}
+    undo = Undo()
+    for name, change in lora.changes.items():
+        parameter = layers[name].weight
+        undo.before.append((parameter, parameter.data))
+        changed = change.applied(parameter.detach().cpu(), share)
+        parameter.data = changed.to(parameter)  # weights that are read from the disk cannot be written to
+    return undo
+
+
+@dataclass
+class Undo:
+    """What takes changes of weights back; the last first, where there are several."""
+
+    before: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        """Put the weights back, to the bit."""
+        for parameter, data in reversed(self.before):
+            parameter.data = data
+        self.before.clear()
 
 
 def write_embedding(
@@ -106,20 +115,28 @@ def write_embedding(
         write_text(beside / ADAPTER, json.dumps({"model": model, "kind": "embedding"}, indent=2) + "\n")
 
 
-def read_embedding(path: Path) -> tuple[str, Tensor]:
-    """A new word and its vector (1, D).
+def put_word(pipeline: SdPipeline, word: LearnedWord) -> None:
+    """Teach a pipeline a learned word.
 
     Raises:
-        SdcliError: the file is missing, bad, or holds something else.
+        SdcliError: a text encoder that it has vectors for is missing, or one that it has none for is there, or widths
+            differ.
     """
-    tensors = read_tensors(path)
-    if len(tensors) != 1 or next(iter(tensors.values())).ndim != 2 or len(next(iter(tensors.values()))) != 1:
-        raise SdcliError(f"{path} is no embedding: it must hold one word's vector", hint="make one by sdcli train")
-    return next(iter(tensors.items()))
+    pairs = {"text_encoder": pipeline.tokenizer, "text_encoder_2": getattr(pipeline, "tokenizer_2", None)}
+    encoders = {name: getattr(pipeline, name, None) for name in pairs}
+    there = {name for name, encoder in encoders.items() if encoder is not None}
+    if there != word.vectors.keys():
+        told = (
+            f"{word.token} has vectors for {', '.join(sorted(word.vectors))}, the model has {', '.join(sorted(there))}"
+        )
+        raise SdcliError(told, hint=OTHER_MODEL)
+    for name, vectors in word.vectors.items():
+        for token, vector in zip(word.tokens, vectors, strict=True):
+            add_token(pairs[name], encoders[name], token, vector[None])
 
 
 def add_token(tokenizer: CLIPTokenizer, text_encoder: TextEncoder, token: str, vector: Tensor) -> None:
-    """Teach a tokenizer and its text encoder a new word.
+    """Teach a tokenizer and its text encoder a new word of one vector.
 
     Args:
         tokenizer: to change.
@@ -153,6 +170,6 @@ def apply_adapters(pipeline: SdPipeline, folder: Path) -> None:
     """
     about = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     if about["kind"] == "lora":
-        apply_lora(pipeline.unet, read_lora(folder / LORA), about["alpha"])
+        put_lora(pipeline, folder / LORA)
     else:
-        add_token(pipeline.tokenizer, pipeline.text_encoder, *read_embedding(folder / EMBEDDING))
+        put_word(pipeline, read_word(folder / EMBEDDING))

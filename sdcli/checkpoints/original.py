@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdcli.errors import SdcliError
+
 Config = Mapping[str, Any]
 
 UNET_ENDS = {
@@ -89,16 +91,16 @@ class Place:
         return tensor.T.contiguous() if self.transposed else tensor
 
 
-def unet_place(key: str, config: Config) -> Place:
-    """Where a UNet has a key, below its prefix."""
+def unet_place(key: str, config: Config) -> Place | None:
+    """Where a UNet has a key, below its prefix; None for what came after the original layout."""
     per_level = config["layers_per_block"]
-    levels = len(config["block_out_channels"])
     begin, _, rest = key.rpartition(".")  # the rest is weight or bias
     for ours, theirs in UNET_ENDS.items():
         if begin == ours or begin.startswith(f"{ours}."):
             return Place(f"{theirs}{inside(begin.removeprefix(ours))}.{rest}")
-    way, level, kind, place, inner = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)(.*)", begin).groups()
-    level, place = int(level), int(place)
+    if not (found := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)(.*)", begin)):
+        return None
+    way, level, kind, place, inner = found[1], int(found[2]), found[3], int(found[4]), found[5]
     if way == "down":
         if kind == "downsamplers":
             return Place(f"input_blocks.{(level + 1) * (per_level + 1)}.0.op.{rest}")
@@ -109,7 +111,6 @@ def unet_place(key: str, config: Config) -> Place:
             last = level * (per_level + 1) + per_level
             return Place(f"output_blocks.{last}.{2 if attended else 1}.conv.{rest}")
         block = f"output_blocks.{level * (per_level + 1) + place}"
-    assert level < levels
     return Place(f"{block}.{0 if kind == 'resnets' else 1}{inside(inner)}.{rest}")
 
 
@@ -155,7 +156,7 @@ def openclip_place(key: str, config: Config) -> Place:
     return Place(key)
 
 
-PlaceOf = Callable[[str, Config], Place]
+PlaceOf = Callable[[str, Config], Place | None]
 
 
 def from_original(
@@ -176,17 +177,23 @@ def from_original(
     found, used = {}, set()
     for key in keys:
         place = place_of(key, config)
-        if prefix + place.key in tensors:
+        if place is not None and prefix + place.key in tensors:
             found[key] = place.read(tensors[prefix + place.key])
             used.add(prefix + place.key)
     return found, sorted(key for key in tensors if key.startswith(prefix) and key not in used)
 
 
 def to_original(tensors: Mapping[str, Tensor], prefix: str, place_of: PlaceOf, config: Config) -> dict[str, Tensor]:
-    """Tensors of a stock component as a single file has them: the inverse of `from_original`."""
+    """Tensors of a stock component as a single file has them: the inverse of `from_original`.
+
+    Raises:
+        SdcliError: it has what that layout does not know.
+    """
     written: dict[str, Any] = {}
     for key, tensor in tensors.items():
         place = place_of(key, config)
+        if place is None:
+            raise SdcliError(f"the original layout has no place for {key}", hint="keep the model as a folder")
         tensor = tensor.T.contiguous() if place.transposed else tensor
         tensor = tensor[:, :, None, None] if place.convolution else tensor
         if place.third is None:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -203,3 +205,32 @@ def sha256_of(path: Path) -> str:
 def cannot_read(path: object, error: OSError) -> SdcliError:
     """The error for a file that the system refuses to read."""
     return SdcliError(f"cannot read {path}: {error.strerror or error}", hint="is it a file, and may you read it?")
+
+
+def read_any(path: Path, allow_pickle: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of a file that people share: safetensors, or a pickle where that is allowed.
+
+    Args:
+        path: of the file.
+        allow_pickle: read one that is no safetensors, by `weights_only`, which runs no code.
+
+    Raises:
+        SdcliError: the file is missing, bad, or a pickle.
+    """
+    if path.suffix not in PICKLES:
+        with open_weights(path) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    if not allow_pickle:
+        raise SdcliError(f"{path} is a pickle", hint="add --allow-pickle to read it, without running what is in it")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise SdcliError(f"{path} is missing", hint=COPIED_IN_PART) from error
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SdcliError(
+            f"{path} cannot be read: {reason}", hint="it is damaged, or holds more than weights"
+        ) from error
+    if not isinstance(content, dict):
+        raise SdcliError(f"{path} holds no weights but a {type(content).__name__}", hint=FETCH_AGAIN)
+    return content.get("state_dict", content), {}

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdcli.checkpoints.adapters import EMBEDDING, add_token, read_embedding, write_embedding
+from sdcli.checkpoints.adapters import EMBEDDING, add_token, write_embedding
+from sdcli.checkpoints.embeddings import read_word
 from sdcli.data.pictures import Pictures
 from sdcli.data.store import Store
 from sdcli.errors import SdcliError
@@ -70,7 +71,7 @@ class EmbeddingPart(UnetPart):
     def load(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         """Go on with the vector of a checkpoint."""
         with torch.no_grad():
-            self.network.vector.copy_(read_embedding(checkpoint / EMBEDDING)[1])
+            self.network.vector.copy_(read_word(checkpoint / EMBEDDING).vectors["text_encoder"])
         self.finish()
 
     def write(self, folder: Path, dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:

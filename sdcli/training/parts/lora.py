@@ -12,7 +12,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from sdcli.checkpoints.adapters import LORA, read_lora, write_lora
+from sdcli.checkpoints.adapters import LORA, write_lora
+from sdcli.checkpoints.weights import read_tensors
 from sdcli.data.pictures import Pictures
 from sdcli.data.store import Store
 from sdcli.errors import SdcliError
@@ -50,7 +51,7 @@ class LoraPart(UnetPart):
 
     def load(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         """Put the matrices of a checkpoint in their places."""
-        tensors = {name.removeprefix("unet."): tensor for name, tensor in read_lora(checkpoint / LORA).items()}
+        tensors = {name.removeprefix("unet."): tensor for name, tensor in read_tensors(checkpoint / LORA).items()}
         set_peft_model_state_dict(self.network, tensors)
 
     def write(self, folder: Path, dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
