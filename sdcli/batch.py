@@ -7,18 +7,19 @@ each picture goes through the networks alone, so that it is the same, bit for bi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 
 import torch
 
-from sdcli.checkpoints import load_component, load_pipeline
+from sdcli.checkpoints import load_component
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.folder import scheduler_changes
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement, explain_out_of_memory
+from sdcli.drawing import Easel, draw
 from sdcli.errors import SdcliError
 from sdcli.images import SUFFIXES, encode_animation, encode_image, make_strip, to_image
 from sdcli.metadata import Provenance, text_blocks
@@ -26,6 +27,7 @@ from sdcli.output import Picture, write_result
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import ModelSpec
 from sdcli.settings import GenerateSettings
+from sdcli.workbench import Workbench, canvas_of
 
 GROUP_PIXELS = 4 * 512 * 512  # computed together on a GPU: four pictures of Stable Diffusion 1's size
 LARGEST_GROUP = 16
@@ -73,7 +75,12 @@ Report = Callable[[Event], None]
 
 
 def run(
-    pictures: Sequence[Picture], model: ModelSpec, placement: Placement, report: Report, if_exists: str = "error"
+    pictures: Sequence[Picture],
+    model: ModelSpec,
+    placement: Placement,
+    report: Report,
+    if_exists: str = "error",
+    allow_pickle: bool = False,
 ) -> None:
     """Make pictures and write each as soon as it is done.
 
@@ -83,6 +90,7 @@ def run(
         placement: where.
         report: told of every event, in this thread.
         if_exists: what to do if a file has appeared since names were chosen.
+        allow_pickle: read LoRAs and words that are no safetensors.
 
     Raises:
         SdcliError: the model does not load or does not take the settings, memory or disk run out, or the networks give
@@ -90,16 +98,22 @@ def run(
     """
     started_at = time.monotonic()
     schedulers = check_schedulers(pictures, model)
-    with explain_out_of_memory(f"while loading {model.name}", "try --precision fp16 or bf16, or a smaller model"):
-        pipeline = load_pipeline(model, placement)
-    fingerprints = Fingerprints(model.path, ("vae", "text_encoder", "text_encoder_2", "unet"), model.adapter)
-    report(Loaded(model.name, str(placement.device), placement.precision, time.monotonic() - started_at))
-    for group in groups(pictures, placement):
-        pipeline.scheduler = schedulers[scheduler_choice(group[0].settings)]
-        for made, contents in make(group, pipeline, fingerprints, placement, report):
-            paths = {path: write_result(content, path, if_exists) for path, content in contents.items()}
-            steps_path = made.picture.steps_path and paths[made.picture.steps_path]
-            report(replace(made, picture=replace(made.picture, path=paths[made.picture.path], steps_path=steps_path)))
+    bench = Workbench(model, placement, allow_pickle)
+    for settings, alike in groupby(pictures, but_for_text_and_seed):
+        first = bench.pipeline is None
+        with explain_out_of_memory(f"while loading {model.name}", "try --precision fp16 or bf16, or a smaller model"):
+            pipeline = bench.ready(settings)
+            easel = Easel(pipeline, canvas_of(settings), bench.controls(settings))
+        fingerprints = bench.fingerprints(settings)
+        if first:
+            report(Loaded(model.name, str(placement.device), placement.precision, time.monotonic() - started_at))
+        pipeline.scheduler = schedulers[scheduler_choice(settings)]
+        for group in portions(alike, pipeline, placement):
+            for made, contents in make(group, easel, fingerprints, placement, report):
+                paths = {path: write_result(content, path, if_exists) for path, content in contents.items()}
+                steps_path = made.picture.steps_path and paths[made.picture.steps_path]
+                path = paths[made.picture.path]
+                report(replace(made, picture=replace(made.picture, path=path, steps_path=steps_path)))
 
 
 Choice = tuple[tuple[str, str], ...]  # what settings change in the scheduler's configuration
@@ -134,21 +148,31 @@ def check_schedulers(pictures: Sequence[Picture], model: ModelSpec) -> dict[Choi
     return schedulers
 
 
-def groups(pictures: Sequence[Picture], placement: Placement) -> Iterator[list[Picture]]:
-    """Pictures that go through the networks together: one on the CPU, elsewhere those that fit."""
+def but_for_text_and_seed(picture: Picture) -> GenerateSettings:
+    """What pictures have in common that can go through the networks together."""
+    return replace(picture.settings, prompt="", negative_prompt="", seed=0)
 
-    def but_for_text_and_seed(picture: Picture) -> GenerateSettings:
-        return replace(picture.settings, prompt="", negative_prompt="", seed=0)
 
-    for settings, alike in groupby(pictures, but_for_text_and_seed):
-        room = max(1, min(LARGEST_GROUP, GROUP_PIXELS // (settings.width * settings.height)))
-        size = 1 if placement.device.type == "cpu" else room
-        while group := list(islice(alike, size)):
-            yield group
+def portions(alike: Iterable[Picture], pipeline: SdPipeline, placement: Placement) -> Iterator[list[Picture]]:
+    """Pictures that go through the networks together: one on the CPU, elsewhere those that fit.
+
+    Prompts of a portion have as many chunks, so that none is filled up because of another.
+    """
+
+    def chunks(picture: Picture) -> int:
+        return pipeline.count_chunks((picture.settings.prompt, picture.settings.negative_prompt))
+
+    for _, equal in groupby(alike, chunks):
+        equal = iter(equal)
+        while first := next(equal, None):
+            settings = first.settings
+            room = max(1, min(LARGEST_GROUP, GROUP_PIXELS // (settings.width * settings.height)))
+            size = 1 if placement.device.type == "cpu" else room
+            yield [first, *islice(equal, size - 1)]
 
 
 def make(
-    group: list[Picture], pipeline: SdPipeline, fingerprints: Fingerprints, placement: Placement, report: Report
+    group: list[Picture], easel: Easel, fingerprints: Fingerprints, placement: Placement, report: Report
 ) -> Iterator[tuple[Made, dict[Path, bytes]]]:
     """Make a group of pictures of equal settings but for text and seed.
 
@@ -158,9 +182,16 @@ def make(
     started_at = time.monotonic()
     settings = group[0].settings
     size = f"{settings.width}x{settings.height}"
+    steps: list[torch.Tensor] = []
+
+    def on_step(step: int, total: int, latents: torch.Tensor, pred_original_sample: torch.Tensor | None) -> None:
+        if group[0].steps_path is not None:
+            steps.append(latents if pred_original_sample is None else pred_original_sample)
+        report(Stepped(group[0].index, len(group), step, total))
+
     with explain_out_of_memory(f"at {size}", "try a smaller --width and --height, or --precision fp16 or bf16"):
-        pixel_values, steps = denoise(group, pipeline, report)
-    scheduler = pipeline.scheduler
+        pixel_values = draw([picture.settings for picture in group], easel, on_step)
+    pipeline, scheduler = easel.pipeline, easel.pipeline.scheduler
     for place, picture in enumerate(group):
         settings = resolved(picture.settings, scheduler)
         made = replace(picture, settings=settings)
@@ -190,26 +221,6 @@ def resolved(settings: GenerateSettings, scheduler: Scheduler) -> GenerateSettin
         prediction_type=scheduler.config.prediction_type,
         timestep_spacing=scheduler.config.timestep_spacing,
     )
-
-
-def denoise(group: list[Picture], pipeline: SdPipeline, report: Report) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Pixel values of a group, (B, 3, H, W), and after each step what the model saw in the noise, (B, C, h, w) each."""
-    settings = group[0].settings
-    prompts = [picture.settings.prompt for picture in group]
-    negative_prompts = [picture.settings.negative_prompt for picture in group]
-    size, guided = (settings.height, settings.width), settings.guidance_scale > 1
-    told = pipeline.encode_prompt(prompts, negative_prompts, size, settings.clip_skip, guided)
-    generators = [torch.Generator("cpu").manual_seed(picture.settings.seed) for picture in group]
-    steps: list[torch.Tensor] = []
-
-    def on_step(step: int, total: int, latents: torch.Tensor, pred_original_sample: torch.Tensor | None) -> None:
-        if group[0].steps_path is not None:
-            steps.append(latents if pred_original_sample is None else pred_original_sample)
-        report(Stepped(group[0].index, len(group), step, total))
-
-    latents = pipeline.prepare_latents(generators, settings.height, settings.width)
-    latents = pipeline.denoise(latents, *told, settings.denoise_settings, generators, on_step)
-    return pipeline.decode(latents), steps
 
 
 def draw_steps(steps: list[torch.Tensor], pipeline: SdPipeline, path: Path, blocks: dict[str, str]) -> bytes:

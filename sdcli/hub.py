@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sdcli.errors import SdcliError
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # OWNER/NAME, and a branch, tag or commit
 INDEX = "model_index.json"
+CONFIG = "config.json"
 WHOLE = (INDEX, "*/*.json", "*/*.txt", "*/*.model")  # of a folder, beside weights
 WEIGHTS = ".safetensors"
 
@@ -54,13 +56,34 @@ def cache_folder() -> Path:
 
 def cached(model: HubModel) -> Path | None:
     """The folder, or the single file, of a model in the cache; None where it is not there, or not whole."""
-    repo = cache_folder() / f"models--{model.repo.replace('/', '--')}"
-    ref = repo / "refs" / model.revision
-    commit = ref.read_text().strip() if ref.is_file() else model.revision
-    snapshot = repo / "snapshots" / commit
+    snapshot = snapshot_folder(model)
     if model.file:
         return snapshot / model.file if (snapshot / model.file).is_file() else None
-    return snapshot if (snapshot / INDEX).is_file() and not any(repo.glob("blobs/*.incomplete")) else None
+    return snapshot if (snapshot / INDEX).is_file() and is_whole(model) else None
+
+
+def cached_config(model: HubModel) -> Path | None:
+    """The folder of a component that is a repository of its own, such as a ControlNet; None where it is not there."""
+    snapshot = snapshot_folder(model)
+    return snapshot if (snapshot / CONFIG).is_file() and is_whole(model) else None
+
+
+def snapshot_folder(model: HubModel) -> Path:
+    """Where the cache has a revision, if it has."""
+    repo = repo_folder(model)
+    ref = repo / "refs" / model.revision
+    commit = ref.read_text().strip() if ref.is_file() else model.revision
+    return repo / "snapshots" / commit
+
+
+def repo_folder(model: HubModel) -> Path:
+    """Where the cache has a repository, if it has."""
+    return cache_folder() / f"models--{model.repo.replace('/', '--')}"
+
+
+def is_whole(model: HubModel) -> bool:
+    """Whether nothing of a repository is still being fetched."""
+    return not any(repo_folder(model).glob("blobs/*.incomplete"))
 
 
 def fetch(model: HubModel) -> None:
@@ -69,12 +92,9 @@ def fetch(model: HubModel) -> None:
     Raises:
         SdcliError: it does not exist, may not be had, or the hub cannot be reached, or must not be.
     """
-    import httpx
-    from huggingface_hub import constants, errors, hf_hub_download, list_repo_files, snapshot_download
+    from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 
-    if constants.HF_HUB_OFFLINE:
-        raise SdcliError(f"{model} is not in the hub's cache", hint="run once without --offline, or name a folder")
-    try:
+    with told(model):
         if model.file:
             hf_hub_download(model.repo, model.file, revision=model.revision)
             return
@@ -85,6 +105,30 @@ def fetch(model: HubModel) -> None:
             raise SdcliError(f"{model} on the hub has no {INDEX}", hint=hint)
         wanted = [*WHOLE, *weights_to_fetch(files, model.variant)]
         snapshot_download(model.repo, revision=model.revision, allow_patterns=wanted)
+
+
+def fetch_component(model: HubModel) -> None:
+    """Bring a component that is a repository of its own into the cache; errors as for `fetch`."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    with told(model):
+        files = [f"./{name}" for name in list_repo_files(model.repo, revision=model.revision)]
+        if f"./{CONFIG}" not in files:
+            raise SdcliError(f"{model} on the hub has no {CONFIG}", hint="name another")
+        chosen = [name.removeprefix("./") for name in weights_to_fetch(files, model.variant)]
+        snapshot_download(model.repo, revision=model.revision, allow_patterns=[CONFIG, *chosen])
+
+
+@contextlib.contextmanager
+def told(model: HubModel) -> Iterator[None]:
+    """Turn what the hub's library says of a failure into one error."""
+    import httpx
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        raise SdcliError(f"{model} is not in the hub's cache", hint="run once without --offline, or name a folder")
+    try:
+        yield
     except errors.GatedRepoError as error:
         hint = f"accept its terms at https://huggingface.co/{model.repo}, then run `hf auth login`"
         raise SdcliError(f"{model} on the hub is gated", hint=hint) from error

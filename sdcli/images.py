@@ -41,6 +41,19 @@ def load_image(source: Path | bytes, name: str = "") -> Image.Image:
     return to_rgb(open_upright(source, name or str(source)))
 
 
+def load_sized(flag: str, file: str, size: tuple[int, int]) -> Image.Image:
+    """Read a picture that has to have a size, width and height; see `load_image`.
+
+    Raises:
+        SdcliError: the file is bad, or has another size.
+    """
+    image = load_image(Path(file).expanduser())
+    if image.size != size:
+        sizes = f"is {image.width}x{image.height}, the picture is to be {size[0]}x{size[1]}"
+        raise SdcliError(f"{flag} {file} {sizes}", hint="scale or cut it first, or give its size by -W and -H")
+    return image
+
+
 def load_drawing(source: Path | bytes, name: str = "") -> Image.Image:
     """Read a picture as RGBA, for a ground that is to be chosen; arguments and errors as for `load_image`."""
     return open_upright(source, name or str(source)).convert("RGBA")
@@ -173,6 +186,15 @@ def to_pixel_values(image: Image.Image) -> torch.Tensor:
 
     pixels = torch.from_numpy(numpy.array(image.convert("RGB")))  # (H, W, 3) uint8
     return (pixels.permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous()
+
+
+def to_mask(image: Image.Image) -> torch.Tensor:
+    """A picture as (1, 1, H, W) of zeros and ones: one where it is nearer to white than to black."""
+    import numpy
+    import torch
+
+    grey = torch.from_numpy(numpy.array(image.convert("L")))  # (H, W) uint8
+    return (grey[None, None].float() / 255 >= 0.5).float()
 
 
 def to_image(pixel_values: torch.Tensor) -> Image.Image:

@@ -197,6 +197,14 @@ class SdPipeline(DiffusionPipeline):
         size = size or (self.defaults.height, self.defaults.width)
         return encoder.encode(prompts, negative_prompts, size, clip_skip or 0, guided)
 
+    def count_chunks(self, texts: Sequence[str]) -> int:
+        """Chunks of the longest of several texts; 0 for a model without text."""
+        return max((len(reader.chunks(text)) for reader in self.readers for text in texts), default=0)
+
+    def count_calls(self, settings: DenoiseSettings) -> int:
+        """How often `denoise` will call the UNet."""
+        return len(self._begin(settings))
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens (B, L) of texts, padded and cut off to the text encoder's number of them; for training."""
         options = {"max_length": self.readers[0].length, "padding": "max_length", "truncation": True}

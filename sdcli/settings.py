@@ -33,6 +33,7 @@ SCHEDULE_NAMES = ("normal", "karras", "exponential", "beta")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
+STRENGTH = 0.8  # how much of a picture to begin from is made anew, where nobody says
 SIZE_MULTIPLE = 8  # pixels per side of one latent in every Stable Diffusion VAE
 LARGEST_SEED = 2**64 - 1  # what torch.Generator.manual_seed takes
 MOST_INFERENCE_STEPS = 1000  # noise levels that the models were trained on
@@ -62,6 +63,12 @@ def check_text(flag: str, text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise SdcliError(f"{flag} is not UTF-8: {text!r}", hint="check the encoding of the script or file") from error
+
+
+def check_sampler(flag: str, name: str | None) -> None:
+    """Refuse a sampler that there is not; package.module.Class is looked up later."""
+    if name is not None and "." not in name:
+        check_choice(flag, name, SAMPLER_NAMES)
 
 
 def check_size(flag: str, pixels: int) -> None:
@@ -111,7 +118,7 @@ class GenerationDefaults:
         check_steps("steps", self.num_inference_steps)
         check_range("guidance_scale", self.guidance_scale, 1, math.inf, hint="1 switches guidance off")
         check_range("clip_skip", self.clip_skip, 0, 11)
-        check_choice("sampler", self.sampler, SAMPLER_NAMES)
+        check_sampler("sampler", self.sampler)
         check_choice("schedule", self.schedule, SCHEDULE_NAMES)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
@@ -151,8 +158,26 @@ class GenerateSettings:
     clip_skip: int = 0
     prediction_type: str | None = None
     timestep_spacing: str | None = None
+    # a picture to begin from
+    init_image: str | None = None
+    strength: float | None = None  # share of it that is made anew; None is all of it under a mask, else STRENGTH
+    mask: str | None = None  # white where it is to be painted anew
+    # what is put onto the model
+    lora: tuple[str, ...] = ()  # FILE or FILE:WEIGHT
+    embedding: tuple[str, ...] = ()
+    vae: str | None = None
+    controlnet: tuple[str, ...] = ()
+    control_image: tuple[str, ...] = ()  # for each of them
+    control_scale: tuple[float, ...] = ()  # for each of them; () is 1 for all
+    control_start: float = 0.0  # share of the steps after which they have a say
+    control_end: float = 1.0  # and after which they have none any more
+    # a second, larger pass over the picture
+    hires_scale: float = 1.0  # 1 makes none
+    hires_strength: float = 0.5
 
     def __post_init__(self) -> None:
+        for name in ("lora", "embedding", "controlnet", "control_image", "control_scale"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, text in (("prompt", self.prompt), ("--negative-prompt", self.negative_prompt)):
             check_text(name, text)
             parse_prompt(text)
@@ -164,10 +189,53 @@ class GenerateSettings:
         check_range("--guidance-rescale", self.guidance_rescale, 0, 1)
         check_range("--eta", self.eta, 0, 1)
         check_range("--clip-skip", self.clip_skip, 0, 11)
-        check_choice("--sampler", self.sampler, SAMPLER_NAMES)
+        check_sampler("--sampler", self.sampler)
         check_choice("--schedule", self.schedule, SCHEDULE_NAMES)
         check_choice("--prediction-type", self.prediction_type, PREDICTION_TYPES)
         check_choice("--timestep-spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
+        self._check_init_image()
+        self._check_controls()
+        self._check_hires()
+        for each in self.lora:
+            lora_of(each)
+
+    def _check_init_image(self) -> None:
+        """Refuse what goes with a picture to begin from, where there is none."""
+        if self.init_image is None:
+            for name in ("mask", "strength"):
+                if getattr(self, name) is not None:
+                    raise SdcliError(f"--{name} needs a picture to begin from", hint="give one by --init-image FILE")
+            return
+        if self.strength is None:
+            object.__setattr__(self, "strength", STRENGTH if self.mask is None else 1.0)
+        check_range("--strength", self.strength, 0, 1)
+        if int(self.num_inference_steps * self.strength) < 1:
+            message = f"--strength {self.strength:g} of {self.num_inference_steps} steps is not one step"
+            raise SdcliError(message, hint=f"try --strength {1 / self.num_inference_steps + 0.005:.2f} or more")
+
+    def _check_controls(self) -> None:
+        """Refuse ControlNets without a picture each."""
+        count = len(self.controlnet)
+        if len(self.control_image) != count:
+            message = f"{count} --controlnet and {len(self.control_image)} --control-image"
+            raise SdcliError(message, hint="give as many of both, in the same order")
+        if self.control_scale and len(self.control_scale) != count:
+            message = f"{count} --controlnet and {len(self.control_scale)} --control-scale"
+            raise SdcliError(message, hint="give one for each, or none, which is 1")
+        for scale in self.control_scale:
+            check_range("--control-scale", scale, -math.inf, math.inf)
+        check_range("--control-start", self.control_start, 0, 1)
+        check_range("--control-end", self.control_end, self.control_start, 1)
+
+    def _check_hires(self) -> None:
+        """Refuse a second pass of a size that there is not."""
+        check_range("--hires-scale", self.hires_scale, 1, 8, hint="1 makes no second pass; 2 is usual")
+        check_range("--hires-strength", self.hires_strength, 0, 1)
+        for name, side in (("width", self.width), ("height", self.height)):
+            if (side * self.hires_scale) % SIZE_MULTIPLE:
+                larger = f"{side} times {self.hires_scale:g} is {side * self.hires_scale:g}"
+                message = f"--hires-scale {self.hires_scale:g}: the {name} {larger}, no multiple of {SIZE_MULTIPLE}"
+                raise SdcliError(message, hint="1.5 and 2 suit most sizes")
 
     @property
     def denoise_settings(self) -> DenoiseSettings:
@@ -177,4 +245,29 @@ class GenerateSettings:
             guidance_scale=self.guidance_scale,
             guidance_rescale=self.guidance_rescale,
             eta=self.eta,
+            strength=1.0 if self.strength is None else self.strength,
         )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Everything that is read besides the model."""
+        loras = (lora_of(each)[0] for each in self.lora)
+        others = (self.init_image, self.mask, self.vae)
+        named = (*loras, *self.embedding, *self.controlnet, *self.control_image, *others)
+        return tuple(each for each in named if each is not None)
+
+
+def lora_of(text: str) -> tuple[str, float]:
+    """The file and the weight that FILE or FILE:WEIGHT names.
+
+    Raises:
+        SdcliError: the weight is no number.
+    """
+    file, colon, weight = text.rpartition(":")
+    try:
+        share = float(weight) if colon else 1.0
+    except ValueError:
+        file, share = "", 1.0  # a colon of the file's own name
+    if not math.isfinite(share):
+        raise SdcliError(f"--lora {text}: the weight must be a number", hint=f"such as {file}:0.8")
+    return (file or text, share)

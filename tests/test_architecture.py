@@ -18,8 +18,9 @@ LEVELS = [
     {"models_file"},
     {"device", "registry", "images", "prompts"},
     {"pipeline", "metadata", "output"},
+    {"drawing"},
     {"checkpoints", "adapters"},
-    {"data", "plots"},
+    {"data", "plots", "workbench"},
     {"batch", "latents", "training", "evaluation"},
     {"cli"},
 ]

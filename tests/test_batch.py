@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -171,24 +172,34 @@ def test_names_that_are_taken_meanwhile_get_a_number(tmp_path, tiny_model):
     assert (tmp_path / "0.png").read_bytes() == b"theirs"
 
 
-def test_the_cpu_takes_one_at_a_time_and_a_gpu_what_fits():
+def test_the_cpu_takes_one_at_a_time_and_a_gpu_what_fits(tiny_pipeline):
     """Groups are of equal settings but for text and seed, and keep their order."""
     small = pictures(
         Path(), *({"seed": seed, "prompt": str(seed)} for seed in range(20)), {"width": 512, "height": 512}
     )
     large = pictures(Path(), *({"seed": seed, "width": 512, "height": 512} for seed in range(6)))
     gpu = Placement(torch.device("cuda"), torch.float16, "fp16")
-    assert [len(group) for group in batch.groups(small, ON_CPU)] == [1] * 21
-    assert [len(group) for group in batch.groups(small, gpu)] == [16, 4, 1]
-    assert [len(group) for group in batch.groups(large, gpu)] == [4, 2]
-    assert [each for group in batch.groups(small, gpu) for each in group] == small
+
+    def sizes(todo: list[Picture], placement: Placement) -> list[int]:
+        alike = [list(each) for _, each in groupby(todo, batch.but_for_text_and_seed)]
+        return [len(group) for each in alike for group in batch.portions(each, tiny_pipeline, placement)]
+
+    assert sizes(small, ON_CPU) == [1] * 21
+    assert sizes(small, gpu) == [16, 4, 1]
+    assert sizes(large, gpu) == [4, 2]
+    assert [
+        each
+        for _, alike in groupby(small, batch.but_for_text_and_seed)
+        for group in batch.portions(alike, tiny_pipeline, gpu)
+        for each in group
+    ] == small
 
 
 def test_a_group_is_the_single_pictures_to_a_pixel_value(tmp_path, tiny_model, monkeypatch):
     """As a GPU computes it: together, each from its own generator."""
     todo = [{"seed": seed, "prompt": prompt} for seed, prompt in ((1, "the cat"), (2, "a dog"), (1, "a dog"))]
     run(pictures(tmp_path / "single", *todo), tiny_model)
-    monkeypatch.setattr(batch, "groups", lambda pictures, placement: [list(pictures)])
+    monkeypatch.setattr(batch, "portions", lambda alike, pipeline, placement: [list(alike)])
     run(pictures(tmp_path / "group", *todo), tiny_model)
     for index in range(3):
         single, group = (to_pixel_values(load_image(tmp_path / each / f"{index}.png")) for each in ("single", "group"))

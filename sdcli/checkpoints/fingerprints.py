@@ -26,9 +26,12 @@ class Fingerprints(threading.Thread):
         folder: the model, or its single file.
         components: whose files count, such as unet and vae.
         adapter: folder of what is put onto the model.
+        others: more files of weights.
     """
 
-    def __init__(self, folder: Path, components: Collection[str], adapter: Path | None = None):
+    def __init__(
+        self, folder: Path, components: Collection[str], adapter: Path | None = None, others: Collection[Path] = ()
+    ):
         super().__init__(daemon=True, name="fingerprints")
         if folder.is_file():
             self.names = {folder: folder.name}
@@ -37,6 +40,7 @@ class Fingerprints(threading.Thread):
             self.names = {path: path.relative_to(folder).as_posix() for path in files}
         if adapter is not None:
             self.names |= {path: path.name for path in adapter.glob("*.safetensors")}
+        self.names |= {path: path.name for path in others}
         self._digests: dict[str, str] = {}
         self._remembered = read_remembered()
         self._error: SdcliError | None = None
@@ -45,7 +49,7 @@ class Fingerprints(threading.Thread):
     @cached_property
     def training(self) -> dict[str, Any]:
         """What each file says of its training, by its path within the folder; nothing of those that say nothing."""
-        told = {name: training_of(path) for path, name in self.names.items()}
+        told = {name: training_of(path) for path, name in self.names.items() if path.suffix == ".safetensors"}
         return {name: about for name, about in told.items() if about is not None}
 
     def run(self) -> None:

@@ -4,95 +4,60 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from sdcli.cli import generate_options as flags
 from sdcli.cli import options
 from sdcli.cli.options import IfExistsChoice, ProgressChoice
 from sdcli.cli.progress import Reporter, reporter_for
 from sdcli.errors import SdcliError
 from sdcli.registry import ModelSpec, find_loadable
-from sdcli.settings import PREDICTION_TYPES, SAMPLER_NAMES, SCHEDULE_NAMES, TIMESTEP_SPACINGS, GenerateSettings
+from sdcli.settings import GenerateSettings, lora_of
 
 if TYPE_CHECKING:
     from sdcli.batch import Event, Made
     from sdcli.output import Picture
 
-OWN = "(default: the model's own)"
-
-
-Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to show; several make several.")]
-NegativePrompt = Annotated[
-    str, typer.Option("-N", "--negative-prompt", metavar="TEXT", help="What to steer away from.")
-]
-NumImages = Annotated[int, typer.Option("-n", "--num-images", metavar="N", help="Pictures per prompt.")]
-Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help=f"Denoising steps {OWN}.")]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option("-g", "--guidance-scale", metavar="X", help=f"How closely to follow the prompt; 1 is off {OWN}."),
-]
-Width = Annotated[int | None, typer.Option("-W", "--width", metavar="PX", help=f"A multiple of 8 {OWN}.")]
-Height = Annotated[int | None, typer.Option("-H", "--height", metavar="PX", help=f"A multiple of 8 {OWN}.")]
-Sampler = Annotated[str | None, typer.Option("--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)} {OWN}.")]
-Schedule = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULE_NAMES)} {OWN}.")]
-PredictionType = Annotated[
-    str | None,
-    typer.Option("--prediction-type", metavar="NAME", help=f"{', '.join(PREDICTION_TYPES)} {OWN}."),
-]
-TimestepSpacing = Annotated[
-    str | None,
-    typer.Option("--timestep-spacing", metavar="NAME", help=f"{', '.join(TIMESTEP_SPACINGS)} {OWN}."),
-]
-Eta = Annotated[float, typer.Option("--eta", metavar="X", help="Noise of the steps of ddim and tcd, 0 to 1.")]
-GuidanceRescale = Annotated[
-    float, typer.Option("--guidance-rescale", metavar="X", help="Against overexposure by strong guidance, 0 to 1.")
-]
-ClipSkip = Annotated[
-    int | None,
-    typer.Option("--clip-skip", metavar="N", help="Last text layers to leave out; 1 is what A1111 calls 2."),
-]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="PATH|FOLDER/|TEMPLATE",
-        help="Where to; templates know {index} {id} {seed} {prompt} {model} {date} (default: outputs/, by time).",
-    ),
-]
-SaveSteps = Annotated[
-    str | None,
-    typer.Option(
-        "--save-steps", metavar="FILE.png|.gif", help="What the model saw in the noise, as a strip or an animation."
-    ),
-]
-
 
 def generate(
-    prompts: Prompts,
+    prompts: flags.Prompts,
     model: options.Model = None,
-    negative_prompt: NegativePrompt = GenerateSettings.negative_prompt,
-    num_images: NumImages = 1,
+    negative_prompt: flags.NegativePrompt = GenerateSettings.negative_prompt,
+    num_images: flags.NumImages = 1,
     seed: options.Seed = None,
-    steps: Steps = None,
-    guidance_scale: GuidanceScale = None,
-    width: Width = None,
-    height: Height = None,
-    sampler: Sampler = None,
-    schedule: Schedule = None,
-    prediction_type: PredictionType = None,
-    timestep_spacing: TimestepSpacing = None,
-    eta: Eta = GenerateSettings.eta,
-    guidance_rescale: GuidanceRescale = GenerateSettings.guidance_rescale,
-    clip_skip: ClipSkip = None,
-    output: Output = None,
+    steps: flags.Steps = None,
+    guidance_scale: flags.GuidanceScale = None,
+    width: flags.Width = None,
+    height: flags.Height = None,
+    sampler: flags.Sampler = None,
+    schedule: flags.Schedule = None,
+    prediction_type: flags.PredictionType = None,
+    timestep_spacing: flags.TimestepSpacing = None,
+    eta: flags.Eta = GenerateSettings.eta,
+    guidance_rescale: flags.GuidanceRescale = GenerateSettings.guidance_rescale,
+    clip_skip: flags.ClipSkip = None,
+    init_image: flags.InitImage = None,
+    strength: flags.Strength = None,
+    mask: flags.Mask = None,
+    lora: flags.Lora = None,
+    embedding: flags.Embedding = None,
+    vae: flags.Vae = None,
+    controlnet: flags.ControlNet = None,
+    control_image: flags.ControlImage = None,
+    control_scale: flags.ControlScale = None,
+    control_start: flags.ControlStart = GenerateSettings.control_start,
+    control_end: flags.ControlEnd = GenerateSettings.control_end,
+    hires_scale: flags.HiresScale = GenerateSettings.hires_scale,
+    hires_strength: flags.HiresStrength = GenerateSettings.hires_strength,
+    output: flags.Output = None,
     if_exists: options.IfExists = IfExistsChoice.error,
     file_format: options.Format = None,
-    save_steps: SaveSteps = None,
+    save_steps: flags.SaveSteps = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     models_file: options.ModelsFile = None,
+    allow_pickle: flags.AllowPickle = False,
     offline: options.Offline = False,
     as_json: options.Json = False,
     progress: options.Progress = ProgressChoice.auto,
@@ -103,6 +68,7 @@ def generate(
     sdcli generate "a red heart" --seed 1 --steps 30 -o heart.png
     sdcli generate "a rocket" "a slice of pizza" -n 4 -o out/ --if-exists skip
     sdcli generate "a cute kitten" --save-steps steps.gif -o "kitten-{seed}.png"
+    sdcli generate "a cat in the snow" --init-image cat.png --strength 0.6 --lora snow.safetensors:0.8
 
     A picture depends on its own settings and seed alone; picture i of a prompt has seed N + i.
     """
@@ -121,17 +87,67 @@ def generate(
         "prediction_type": prediction_type,
         "timestep_spacing": timestep_spacing,
     }
-    texts = {"model": spec.name, "negative_prompt": negative_prompt}
-    shared = {**texts, **with_defaults(chosen, spec), "eta": eta, "guidance_rescale": guidance_rescale}
+    if init_image is not None:
+        chosen |= size_of_picture(init_image, chosen)
+    shared = {
+        "model": spec.name,
+        "negative_prompt": negative_prompt,
+        **with_defaults(chosen, spec),
+        "eta": eta,
+        "guidance_rescale": guidance_rescale,
+        "init_image": init_image,
+        "strength": strength,
+        "mask": mask,
+        "lora": lora or (),
+        "embedding": embedding or (),
+        "vae": vae,
+        "controlnet": controlnet or (),
+        "control_image": control_image or (),
+        "control_scale": control_scale or (),
+        "control_start": control_start,
+        "control_end": control_end,
+        "hires_scale": hires_scale,
+        "hires_strength": hires_strength,
+    }
     first_seed = secrets.randbits(32) if seed is None else seed
     where = OutputSettings(output=output, file_format=file_format, save_steps=save_steps, if_exists=if_exists)
-    to_make, skipped = plan_pictures(requests_for(prompts, num_images, first_seed, shared), where)
+    requests = requests_for(prompts, num_images, first_seed, shared)
+    check_inputs(requests[0][1])
+    to_make, skipped = plan_pictures(requests, where)
     with reporter_for(progress, len(to_make)) as reporter:
         if skipped:
             reporter.skipped(len(skipped))
         if to_make:
             printer = ResultPrinter(reporter, as_json, first_seed if seed is None else None)
-            make(to_make, spec, (device, precision), if_exists, printer)
+            make(to_make, spec, (device, precision), printer, if_exists=if_exists, allow_pickle=allow_pickle)
+
+
+def size_of_picture(file: str, chosen: dict[str, Any]) -> dict[str, int]:
+    """Width and height of a picture to begin from, as far as the user has not chosen them."""
+    from sdcli.images import load_image
+
+    width, height = load_image(Path(file).expanduser()).size
+    found = {"width": width, "height": height}
+    return {name: value for name, value in found.items() if chosen[name] is None}
+
+
+def check_inputs(settings: GenerateSettings) -> None:
+    """See that every file is there and every picture has its size, before anything is loaded.
+
+    Raises:
+        SdcliError: one is not, or has not.
+    """
+    from sdcli.images import load_sized
+
+    size = (settings.width, settings.height)
+    pictures = [("--init-image", settings.init_image), ("--mask", settings.mask)]
+    for flag, file in [*pictures, *(("--control-image", each) for each in settings.control_image)]:
+        if file is not None:
+            load_sized(flag, file, size)
+    files = [("--lora", lora_of(each)[0]) for each in settings.lora]
+    for flag, file in [*files, *(("--embedding", each) for each in settings.embedding)]:
+        if not Path(file).expanduser().is_file():
+            raise SdcliError(f"{flag}: there is no file {file}", hint="name a .safetensors file")
 
 
 def with_defaults(chosen: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
@@ -193,12 +209,10 @@ class ResultPrinter:
                 options.print_path(picture.path, as_json=False)
 
 
-def make(
-    pictures: list[Picture], spec: ModelSpec, where: tuple[str, str], if_exists: str, on_event: ResultPrinter
-) -> None:
-    """Load torch and the model, and make the pictures."""
+def make(pictures: list[Picture], spec: ModelSpec, where: tuple[str, str], on_event: ResultPrinter, **how: Any) -> None:
+    """Load torch and the model, and make the pictures; `how` are options of `batch.run`."""
     with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
         from sdcli import batch
         from sdcli.device import choose_placement
 
-    batch.run(pictures, spec, choose_placement(*where), on_event, if_exists)
+    batch.run(pictures, spec, choose_placement(*where), on_event, **how)

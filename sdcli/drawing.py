@@ -1,0 +1,83 @@
+"""From settings to pixel values: everything between a pipeline that is ready and the picture. Knows no file names.
+
+B pictures, C channels, h w rows and columns of latents, H W of pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sdcli.components.conditioning import Conditioning
+from sdcli.components.control import Control
+from sdcli.images import scale_and_cut, to_image, to_pixel_values
+from sdcli.pipeline import SdPipeline
+from sdcli.settings import GenerateSettings
+
+Counted = Callable[[int, int, Tensor, Tensor | None], None]
+"""Called after each step with (step from 1, steps of all passes, latents, pred_original_sample)."""
+
+
+@dataclass(frozen=True)
+class Easel:
+    """A pipeline with what every picture of some equal settings needs.
+
+    Args:
+        pipeline: ready, with its scheduler.
+        canvas: picture to begin from, (1, 3, H, W) in [-1, 1], and its mask, (1, 1, H, W) or None; None begins from
+            noise.
+        controls: ControlNets.
+    """
+
+    pipeline: SdPipeline
+    canvas: tuple[Tensor, Tensor | None] | None = None
+    controls: Sequence[Control] = ()
+
+
+def draw(group: Sequence[GenerateSettings], easel: Easel, on_step: Counted) -> Tensor:
+    """Pictures of settings that are equal but for text and seed, (B, 3, H, W) in [-1, 1]."""
+    settings, pipeline = group[0], easel.pipeline
+    generators = [torch.Generator("cpu").manual_seed(each.seed) for each in group]
+    first, again = settings.denoise_settings, replace(settings.denoise_settings, strength=settings.hires_strength)
+    calls = [pipeline.count_calls(first)]
+    if settings.hires_scale > 1:
+        calls.append(pipeline.count_calls(again))
+
+    def counted(done: int) -> Counted:
+        return lambda step, _, *rest: on_step(done + step, sum(calls), *rest)
+
+    size = (settings.height, settings.width)
+    told = tell(group, pipeline, size)
+    if easel.canvas is None:
+        noise, canvas = pipeline.prepare_latents(generators, *size), None
+    else:
+        pixel_values, mask = (None if each is None else each.repeat(len(group), 1, 1, 1) for each in easel.canvas)
+        noise, canvas = pipeline.prepare_canvas(pixel_values, mask, generators, first.strength)
+    latents = pipeline.denoise(noise, *told, first, generators, counted(0), canvas, easel.controls)
+    pixel_values = pipeline.decode(latents)
+    if settings.hires_scale > 1:
+        larger = enlarge(pixel_values, settings.hires_scale)
+        told = tell(group, pipeline, larger.shape[2:])
+        noise, canvas = pipeline.prepare_canvas(larger, None, generators, again.strength)
+        latents = pipeline.denoise(noise, *told, again, generators, counted(calls[0]), canvas)
+        pixel_values = pipeline.decode(latents)
+    return pixel_values
+
+
+def tell(
+    group: Sequence[GenerateSettings], pipeline: SdPipeline, size: Sequence[int]
+) -> tuple[Conditioning, Conditioning | None]:
+    """What the UNet is told of a group, at a size of height and width."""
+    prompts, negative_prompts = [each.prompt for each in group], [each.negative_prompt for each in group]
+    guided = group[0].guidance_scale > 1
+    return pipeline.encode_prompt(prompts, negative_prompts, tuple(size), group[0].clip_skip, guided)
+
+
+def enlarge(pixel_values: Tensor, scale: float) -> Tensor:
+    """Pictures (B, 3, H, W) enlarged as files of 8 bits are, (B, 3, scale * H, scale * W)."""
+    images = [to_image(each) for each in pixel_values]
+    size = tuple(round(side * scale) for side in images[0].size)
+    return torch.cat([to_pixel_values(scale_and_cut(image, size, (0, 0, *image.size))) for image in images])

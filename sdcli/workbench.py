@@ -1,0 +1,139 @@
+"""The model in hand, with what settings put onto it: LoRAs, learned words, another VAE, ControlNets.
+
+Loads and changes as little as the next picture needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdcli.checkpoints import load_pipeline
+from sdcli.checkpoints.adapters import Undo, put_lora, put_word
+from sdcli.checkpoints.control import load_controlnet
+from sdcli.checkpoints.embeddings import read_word
+from sdcli.checkpoints.fingerprints import Fingerprints
+from sdcli.components.control import Control
+from sdcli.device import Placement
+from sdcli.errors import SdcliError
+from sdcli.images import load_sized, to_mask, to_pixel_values
+from sdcli.pipeline import SdPipeline
+from sdcli.registry import ModelSpec, find_model
+from sdcli.settings import GenerateSettings, lora_of
+
+HASHED = ("vae", "text_encoder", "text_encoder_2", "unet")  # components whose files decide a picture
+
+
+class Workbench:
+    """A pipeline, made ready for one picture after the other.
+
+    Args:
+        model: that all of them are made with.
+        placement: where.
+        allow_pickle: read LoRAs and words that are no safetensors.
+    """
+
+    def __init__(self, model: ModelSpec, placement: Placement, allow_pickle: bool = False):
+        self.model = model
+        self.placement = placement
+        self.allow_pickle = allow_pickle
+        self.pipeline: SdPipeline | None = None
+        self._base: tuple | None = None
+        self._loras: tuple[str, ...] = ()
+        self._undo: list[Undo] = []
+        self._controlnets: dict[str, torch.nn.Module] = {}
+        self._fingerprints: dict[tuple, Fingerprints] = {}
+
+    def ready(self, settings: GenerateSettings) -> SdPipeline:
+        """The pipeline with everything on it that the settings name.
+
+        Raises:
+            SdcliError: something does not load, or does not fit the model.
+        """
+        base = (settings.vae, settings.embedding)
+        if self.pipeline is None or base != self._base:
+            self.pipeline = self._load(settings)
+            self._base, self._loras, self._undo = base, (), []
+        if settings.lora != self._loras:
+            while self._undo:
+                self._undo.pop()()
+            self._loras = ()
+            for each in settings.lora:
+                file, share = lora_of(each)
+                self._undo.append(put_lora(self.pipeline, Path(file).expanduser(), share, self.allow_pickle))
+            self._loras = settings.lora
+        return self.pipeline
+
+    def _load(self, settings: GenerateSettings) -> SdPipeline:
+        """The model with the VAE and the words that the settings name."""
+        model = self.model
+        if settings.vae is not None:
+            model = replace(model, vae=vae_path(settings.vae))
+        pipeline = load_pipeline(model, self.placement)
+        for file in settings.embedding:
+            put_word(pipeline, read_word(Path(file).expanduser(), self.allow_pickle))
+        return pipeline
+
+    def controls(self, settings: GenerateSettings) -> list[Control]:
+        """The ControlNets that the settings name, with their pictures.
+
+        Raises:
+            SdcliError: one does not load or does not fit the model, or a picture has another size.
+        """
+        size = (settings.width, settings.height)
+        scales = settings.control_scale or (1.0,) * len(settings.controlnet)
+        controls = []
+        for name, file, scale in zip(settings.controlnet, settings.control_image, scales, strict=True):
+            if name not in self._controlnets:
+                self._controlnets[name] = load_controlnet(name, self.placement, self.pipeline.unet)
+            pixel_values = to_pixel_values(load_sized("--control-image", file, size)) / 2 + 0.5
+            span = (settings.control_start, settings.control_end)
+            controls.append(Control(self._controlnets[name], pixel_values, scale, *span))
+        return controls
+
+    def fingerprints(self, settings: GenerateSettings) -> Fingerprints:
+        """The hashes of every weight file that decides a picture."""
+        others = tuple(Path(each).expanduser() for each in weights_beside(settings))
+        if others not in self._fingerprints:
+            files = [path for path in others if path.is_file()]
+            self._fingerprints[others] = Fingerprints(self.model.path, HASHED, self.model.adapter, files)
+        return self._fingerprints[others]
+
+
+def weights_beside(settings: GenerateSettings) -> Sequence[str]:
+    """Files of weights that are put onto the model."""
+    loras = [lora_of(each)[0] for each in settings.lora]
+    return [*loras, *settings.embedding, *([settings.vae] if settings.vae else [])]
+
+
+def vae_path(name: str) -> Path:
+    """The folder or file of a VAE: a path, or a model whose VAE is meant.
+
+    Raises:
+        SdcliError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() or (path / "config.json").is_file():
+        return path
+    model = find_model(name)
+    if model.path is None:
+        raise SdcliError(f"{name} is not on disk", hint=f"fetch it first: sdcli generate --model {name} …")
+    return model.path
+
+
+def canvas_of(settings: GenerateSettings) -> tuple[Tensor, Tensor | None] | None:
+    """The picture to begin from, (1, 3, H, W) in [-1, 1], and its mask, (1, 1, H, W); None where there is none.
+
+    Raises:
+        SdcliError: a file is bad, or of another size.
+    """
+    if settings.init_image is None:
+        return None
+    size = (settings.width, settings.height)
+    pixel_values = to_pixel_values(load_sized("--init-image", settings.init_image, size))
+    mask = None if settings.mask is None else to_mask(load_sized("--mask", settings.mask, size))
+    return pixel_values, mask
