@@ -17,6 +17,7 @@ import torch
 from sdcli.checkpoints import load_component
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.folder import scheduler_changes
+from sdcli.components.foreign_scheduler import ForeignScheduler, make_scheduler
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement, explain_out_of_memory
 from sdcli.drawing import Easel, draw
@@ -124,20 +125,20 @@ def scheduler_choice(settings: GenerateSettings) -> Choice:
     return tuple(sorted(scheduler_changes(settings).items()))
 
 
-def check_schedulers(pictures: Sequence[Picture], model: ModelSpec) -> dict[Choice, Scheduler]:
+def check_schedulers(pictures: Sequence[Picture], model: ModelSpec) -> dict[Choice, Scheduler | ForeignScheduler]:
     """The scheduler of every choice of sampler and schedule, before any weights are read.
 
     Raises:
         SdcliError: a sampler does not take the schedule, the number of steps, eta, or this model.
     """
     config = load_component(model.path, "scheduler").config
-    schedulers: dict[Choice, Scheduler] = {}
+    schedulers: dict[Choice, Scheduler | ForeignScheduler] = {}
     every = {
         (scheduler_choice(each.settings), each.settings.num_inference_steps, each.settings.eta) for each in pictures
     }
     for choice, num_inference_steps, eta in every:
         try:
-            scheduler = schedulers.get(choice) or Scheduler.from_config(config, **dict(choice))
+            scheduler = schedulers.get(choice) or make_scheduler(config, dict(choice))
             scheduler.set_timesteps(num_inference_steps)
         except ValueError as error:
             raise SdcliError(str(error), hint="try another --sampler, --schedule or --steps") from error
@@ -212,14 +213,14 @@ def make(
         yield Made(made, (time.monotonic() - started_at) / len(group)), contents
 
 
-def resolved(settings: GenerateSettings, scheduler: Scheduler) -> GenerateSettings:
+def resolved(settings: GenerateSettings, scheduler: Scheduler | ForeignScheduler) -> GenerateSettings:
     """Settings with what the scheduler really does."""
     return replace(
         settings,
         sampler=scheduler.sampler,
         schedule=scheduler.sigma_schedule,
-        prediction_type=scheduler.config.prediction_type,
-        timestep_spacing=scheduler.config.timestep_spacing,
+        prediction_type=scheduler.config.get("prediction_type"),
+        timestep_spacing=scheduler.config.get("timestep_spacing"),
     )
 
 

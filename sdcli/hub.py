@@ -122,8 +122,9 @@ def fetch_component(model: HubModel) -> None:
 @contextlib.contextmanager
 def told(model: HubModel) -> Iterator[None]:
     """Turn what the hub's library says of a failure into one error."""
-    import httpx
     from huggingface_hub import constants, errors
+
+    http_error = errors.HfHubHTTPError.__mro__[1]  # of the client that this version of the library uses
 
     if constants.HF_HUB_OFFLINE:
         raise SdcliError(f"{model} is not in the hub's cache", hint="run once without --offline, or name a folder")
@@ -137,9 +138,9 @@ def told(model: HubModel) -> Iterator[None]:
     except errors.RepositoryNotFoundError as error:
         hint = "check its spelling; if it is private, run `hf auth login`"
         raise SdcliError(f"the hub has no model {model.repo}", hint=hint) from error
-    except errors.EntryNotFoundError as error:
+    except errors.RemoteEntryNotFoundError as error:
         raise SdcliError(f"{model} on the hub has no {model.file or INDEX}", hint="check its spelling") from error
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (http_error, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SdcliError(f"cannot fetch {model} from the hub: {reason}", hint="check the network; try again") from error
 

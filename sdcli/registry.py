@@ -150,12 +150,13 @@ def own_defaults(path: Path, **chosen: Any) -> GenerationDefaults:
         SdcliError: a value is out of range, or the model's own configuration cannot be read.
     """
     width, height = native_size(path)
-    kind = families.family_of(read_header(path).shapes, path).pipeline if path.is_file() else pipeline_of(path)
-    return GenerationDefaults(**{"width": width, "height": height, **BY_PIPELINE.get(kind, {}), **chosen})
+    return GenerationDefaults(**{"width": width, "height": height, **BY_PIPELINE.get(pipeline_of(path), {}), **chosen})
 
 
 def pipeline_of(folder: Path) -> str:
-    """The stock class that a model folder is for; empty where it does not say."""
+    """The stock class that a model folder or a single file is for; empty where it does not say."""
+    if folder.is_file():
+        return families.family_of(read_header(folder).shapes, folder).pipeline
     return str(read_json(folder / INDEX).get("_class_name", ""))
 
 
@@ -314,9 +315,13 @@ def spec_of_entry(file: ModelsFile, name: str, entry: dict[str, Any]) -> ModelSp
         path = model_folder(file.path.parent / Path(entry["path"]).expanduser())
     chosen = {DEFAULT_KEYS[key]: value for key, value in entry.items() if key in DEFAULT_KEYS}
     try:
-        defaults = GenerationDefaults(**chosen) if path is None else own_defaults(path, **chosen)
+        GenerationDefaults(**chosen)
     except SdcliError as error:
         key = next((key for key in DEFAULT_KEYS if str(error).startswith(key)), "")
         raise file.mistake(f"models.{name}", key, str(error), error.hint) from error
+    try:
+        defaults = GenerationDefaults(**chosen) if path is None else own_defaults(path, **chosen)
+    except SdcliError:  # a file of the model is bad, which is told when it is used
+        defaults = GenerationDefaults(**chosen)
     about = {key: entry.get(key, "") for key in ("licence", "description")}
     return ModelSpec(name=name, path=path, defaults=defaults, source=file.path, hub=hub, **about)

@@ -29,7 +29,7 @@ COMPONENT_LEVELS = [
     {"samplers", "attention", "towers"},
     {"unet_blocks"},
     {"scheduler", "vae", "unet", "clip"},
-    {"conditioning"},
+    {"conditioning", "foreign_scheduler"},
     {"control"},
 ]
 UPWARDS = {

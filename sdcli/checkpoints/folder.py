@@ -11,8 +11,10 @@ from transformers import CLIPTokenizer
 
 from sdcli.checkpoints import stock
 from sdcli.checkpoints.adapters import apply_adapters
+from sdcli.checkpoints.parts import CLASSES, check_fit, class_names, has, needed_components, require_component
 from sdcli.checkpoints.single_file import open_file, read_vae
 from sdcli.checkpoints.weights import assign, read_json, read_tensors, read_weights
+from sdcli.components.foreign_scheduler import make_scheduler
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
@@ -21,7 +23,6 @@ from sdcli.pipeline import SdPipeline
 from sdcli.registry import INDEX, ModelSpec
 from sdcli.settings import GenerateSettings, GenerationDefaults
 
-CLASSES = "id2label"  # entry of model_index.json: names of classes by their number, as stock DiTPipeline has them
 CLIP_HEAD = "clip_head"  # not stock: with text_encoder and image_encoder a whole CLIP; stock readers pass it over
 ON_CPU = Placement(torch.device("cpu"), torch.float32, "no")
 
@@ -46,7 +47,7 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
     if model.vae is not None:
         names.remove("vae")
     for name in names:
-        _require(index, model.path, name)
+        require_component(index, model.path, name)
     components = dict.fromkeys(stock.EVERY_COMPONENT)
     placements = dict.fromkeys(names, placement)
     if "tokenizer_2" in names and placement.dtype == torch.float16:
@@ -74,20 +75,6 @@ def scheduler_changes(settings: GenerationDefaults | GenerateSettings) -> dict[s
         "timestep_spacing": settings.timestep_spacing,
     }
     return {name: value for name, value in named.items() if value is not None}
-
-
-def needed_components(index: Mapping[str, Any], path: Path) -> list[str]:
-    """What a picture cannot be made without: a UNet that takes pixels needs no VAE, one that reads no text no CLIP."""
-    if index["_class_name"].startswith("StableDiffusionXL"):
-        return [name for name in stock.EVERY_COMPONENT if has(index, name) or name in stock.OF_SDXL]
-    config = path / "unet" / "config.json"
-    unet = read_json(config) if has(index, "unet") and config.is_file() else {}
-    optional = set()
-    if unet.get("in_channels") == 3:
-        optional.add("vae")
-    if "cross_attention_dim" in unet and not any("CrossAttn" in kind for kind in unet.get("down_block_types", [""])):
-        optional |= {"text_encoder", "tokenizer"}
-    return [name for name in stock.COMPONENTS if has(index, name) or name not in optional]
 
 
 def load_components(folder: Path, placement: Placement = ON_CPU) -> dict[str, Any]:
@@ -122,10 +109,10 @@ def load_component(folder: Path, name: str, placement: Placement = ON_CPU) -> An
     folder = Path(folder)
     if folder.is_file():
         file = open_file(folder)
-        _require(file.index(), folder, name)
+        require_component(file.index(), folder, name)
         return file.load(name, placement)
     index = read_index(folder)
-    _require(index, folder, name)
+    require_component(index, folder, name)
     library, class_name = index[name]
     if name == "scheduler":
         return load_scheduler(folder)
@@ -163,7 +150,7 @@ def load_scheduler(model: Path, changes: Mapping[str, str] | None = None) -> Sch
         path = path / "scheduler" / "scheduler_config.json"
         config = read_json(path)
     try:
-        return Scheduler.from_config(config, **(changes or {}))
+        return make_scheduler(config, changes)
     except (ValueError, TypeError) as error:
         hint = "it must be the scheduler_config.json of a stock scheduler"
         raise SdcliError(f"{path}: {error}", hint=hint) from error
@@ -253,48 +240,3 @@ def read_index(folder: Path) -> dict[str, Any]:
             must = f"{name} must be [library, class name], got {entry!r}"
             raise SdcliError(f"{folder / INDEX}: {must}", hint=FETCH_AGAIN)
     return index
-
-
-def class_names(index: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the classes of a class-conditional UNet are called, from number 1 on; 0 is no class."""
-    names = index.get(CLASSES) or {}
-    return tuple(names[str(number)] for number in range(1, len(names)))
-
-
-def has(index: Mapping[str, Any], name: str) -> bool:
-    """Whether a model_index.json names a class for a component."""
-    return index.get(name, [None, None])[0] is not None
-
-
-def _require(index: Mapping[str, Any], path: Path, name: str) -> None:
-    """Refuse a model without a component."""
-    if has(index, name) and (path.is_file() or (path / name).is_dir()):
-        return
-    if path.is_file():
-        hint = "give one by --vae" if name == "vae" else "give the model as a folder, or a file that is whole"
-        raise SdcliError(f"model {path} has no {name}: none of its keys is of one", hint=hint)
-    why = f"{path / name} is missing" if has(index, name) else f"{INDEX} names none"
-    part = {"text_encoder": "clip", "tokenizer": "clip"}.get(name, name)
-    hint = f"`sdcli train --part {part}` makes one" if part in ("vae", "clip", "unet") else COPIED_IN_PART
-    raise SdcliError(f"model {path} has no {name}: {why}", hint=hint)
-
-
-def check_fit(components: Mapping[str, Any], folder: Path) -> None:
-    """Refuse networks that do not fit each other.
-
-    Raises:
-        SdcliError: channels of latents or widths of text differ.
-    """
-    unet, vae = components["unet"].config, components["vae"]
-    if vae is not None:
-        channels = vae.config.latent_channels
-        if unet.in_channels not in (channels, 2 * channels + 1):  # the latter is shown a mask and a picture
-            raise SdcliError(
-                f"{folder}: the UNet takes {unet.in_channels} channels, the VAE's latents have {channels}",
-                hint="do these parts belong together?",
-            )
-    texts = [components[name] for name in ("text_encoder", "text_encoder_2") if components.get(name) is not None]
-    gets, takes = sum(each.config.hidden_size for each in texts), unet.cross_attention_dim
-    if texts and takes != gets:
-        differ = f"the UNet takes text features {takes} wide, the text encoder's are {gets}"
-        raise SdcliError(f"{folder}: {differ}", hint="do these parts belong together?")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from sdcli.checkpoints import stock
-from sdcli.checkpoints.folder import CLASSES, CLIP_HEAD, INDEX
+from sdcli.checkpoints.folder import CLIP_HEAD, INDEX
+from sdcli.checkpoints.parts import CLASSES
 from sdcli.checkpoints.writing import to_dtype, whole_folder, write_tensors, write_text
 from sdcli.components.scheduler import Scheduler
 from sdcli.pipeline import SdPipeline

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdcli.checkpoints import load_clip, load_components
-from sdcli.checkpoints.folder import class_names, read_index
+from sdcli.checkpoints.folder import read_index
+from sdcli.checkpoints.parts import class_names
 from sdcli.components.clip import CLIP
 from sdcli.components.scheduler import Scheduler
 from sdcli.components.unet import UNet
