@@ -160,6 +160,20 @@ def pipeline_of(folder: Path) -> str:
     return str(read_json(folder / INDEX).get("_class_name", ""))
 
 
+def family_name(spec: ModelSpec) -> str:
+    """What kind of model it is, as far as its files say: sd1, sd2, sdxl …, or stock's class for it."""
+    if not spec.on_disk:
+        return ""
+    if spec.path.is_file():
+        return families.family_of(read_header(spec.path).shapes, spec.path).name
+    kind, unet = pipeline_of(spec.path), read_config(spec.path / "unet")
+    if not kind.startswith(("StableDiffusion", "LatentConsistency")) or "3" in kind:
+        return kind
+    if unet.get("addition_embed_type") == "text_time":
+        return "sdxl" if (spec.path / "text_encoder").is_dir() else "sdxl-refiner"
+    return "sd2" if unet.get("use_linear_projection") else "sd1"
+
+
 def model_folder(path: Path) -> Path:
     """The folder itself, or `model` in it when it is a training run."""
     within = path / "model"

@@ -18,7 +18,20 @@ from sdcli.cli import app, run
 from sdcli.images import load_image, read_text
 from sdcli.settings import SAMPLER_NAMES
 
-COMMANDS = ("", "generate", "encode", "decode", "add-noise", "train", "info", "models", "models list", "models show")
+COMMANDS = (
+    "",
+    "generate",
+    "encode",
+    "decode",
+    "add-noise",
+    "train",
+    "info",
+    "models",
+    "models list",
+    "models show",
+    "models verify",
+    "models convert",
+)
 QUICK = ("--steps", "2", "--progress", "none")
 
 
@@ -530,11 +543,32 @@ def test_bad_files_are_told(sdcli_run, photo, tmp_path, tiny_folder, command, me
 def test_models_are_listed_with_the_default(sdcli_run, tmp_path):
     """A star in the text, a key in the JSON; what is not on disk says so."""
     (tmp_path / "models.toml").write_text('[models.gone]\npath = "gone"\nlicence = "MIT"\n')
-    lines = sdcli_run("models", "list").out.splitlines()
-    assert [line.split()[0] for line in lines] == ["emoji", "gone"]
-    assert lines[0].startswith("emoji *") and "missing" in lines[1] and "MIT" in lines[1]
+    lines = {line.split()[0]: line for line in sdcli_run("models", "list").out.splitlines()}
+    assert {"emoji", "gone", "sd15", "sdxl", "sdxl-turbo"} <= lines.keys()
+    assert lines["emoji"].startswith("emoji *") and "missing" in lines["gone"] and "MIT" in lines["gone"]
     entries = [json.loads(line) for line in sdcli_run("models", "list", "--json").out.splitlines()]
-    assert [(entry["name"], entry["default"]) for entry in entries] == [("emoji", True), ("gone", False)]
+    assert {entry["name"]: entry["default"] for entry in entries if entry["default"]} == {"emoji": True}
+    (turbo,) = [entry["defaults"] for entry in entries if entry["name"] == "sdxl-turbo"]
+    assert (turbo["num_inference_steps"], turbo["guidance_scale"], turbo["timestep_spacing"]) == (2, 1.0, "trailing")
+
+
+def test_models_are_verified_file_by_file(sdcli_run, tmp_path, tiny_folder):
+    """Size, hash and what is wrong; a bad one is exit code 1."""
+    ended = sdcli_run("models", "verify", "TINY", "--json")
+    found = [json.loads(line) for line in ended.out.splitlines()]
+    assert ended.code == 0 and {each["problem"] for each in found} == {""}
+    assert {each["file"].split("/")[0] for each in found} == {"unet", "vae", "text_encoder"}
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.bias"][0] = float("nan")
+    save_file(tensors, file)
+    cut = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    ended = sdcli_run("models", "verify", "broken")
+    assert ended.code == 1 and "error: 2 of the files of broken are bad" in ended.err
+    assert "conv_in.bias has values that are no numbers" in ended.out and "is damaged" in ended.out
 
 
 def test_a_model_is_shown_with_its_defaults(sdcli_run):

@@ -27,9 +27,11 @@ from families import BETAS, LAYOUTS, NAMES, SIDE_PX, stock
 from safetensors.torch import load_file
 
 from sdcli.checkpoints import load_pipeline
+from sdcli.checkpoints.conversion import convert
 from sdcli.checkpoints.folder import ON_CPU
 from sdcli.components.control import Control
 from sdcli.components.scheduler import Scheduler
+from sdcli.errors import SdcliError
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import find_model
 from sdcli.settings import DenoiseSettings
@@ -234,3 +236,30 @@ def test_single_files_are_what_stocks_own_converter_reads(name, written):
     expected = pipeline.vae.state_dict()
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_a_converted_model_makes_the_same_picture(name, written, tmp_path):
+    """Folder to file and back: the same tensors, and half precision where it is asked for."""
+    folder = written(name, "folder")
+    convert(folder, tmp_path / "it.safetensors")
+    convert(tmp_path / "it.safetensors", tmp_path / "back")
+    pictures = [ours(load_pipeline(find_model(str(path)), ON_CPU)) for path in (folder, tmp_path / "it.safetensors")]
+    assert numpy.array_equal(*pictures)
+    for before in folder.rglob("*.safetensors"):
+        after = load_file(tmp_path / "back" / before.relative_to(folder))
+        after = {key.removeprefix("text_model."): tensor for key, tensor in after.items()}  # of transformers 4
+        for key, tensor in load_file(before).items():
+            assert torch.equal(after[key.removeprefix("text_model.")], tensor)
+    convert(folder, tmp_path / "half.safetensors", "fp16")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
+
+
+def test_a_model_that_no_single_file_can_tell_of_stays_a_folder(tmp_path):
+    """The built-in one has fewer groups in its norms and words of its own."""
+    with pytest.raises(
+        SdcliError, match="a single file cannot tell that the unet of .* has norm_num_groups 16"
+    ) as caught:
+        convert(find_model("emoji").path, tmp_path / "it.safetensors")
+    assert "folder" in caught.value.hint
+    assert not (tmp_path / "it.safetensors").exists()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sdcli.cli import options
 from sdcli.cli.options import ExamplesFirst, ExamplesFirstGroup
-from sdcli.registry import ModelSpec, find_model, load_registry
+from sdcli.errors import SdcliError
+from sdcli.registry import ModelSpec, family_name, find_loadable, find_model, load_registry
 
 models = typer.Typer(
     cls=ExamplesFirstGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="What models.toml names.\n\nsdcli models list\nsdcli models show emoji",
+    help="Models: what models.toml names, what is on disk, whether it is whole, and other layouts of it.\n\n"
+    "sdcli models list\nsdcli models show emoji\nsdcli models verify emoji\n"
+    "sdcli models convert runs/mine -o mine.safetensors",
 )
 
 
@@ -47,7 +51,9 @@ def list_models(models_file: options.ModelsFile = None, as_json: options.Json = 
 
 @models.command("show", cls=ExamplesFirst)
 def show_model(
-    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A name in models.toml, a folder or a run.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A name in models.toml, a folder, a file or a run.")
+    ],
     models_file: options.ModelsFile = None,
     as_json: options.Json = False,
 ) -> None:
@@ -65,6 +71,63 @@ def show_model(
         options.print_result(line)
 
 
+@models.command("verify", cls=ExamplesFirst)
+def verify_model(
+    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A model.")],
+    models_file: options.ModelsFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Read every weight file of a model to its end: its size, its SHA-256, and what is wrong with it.
+
+    sdcli models verify emoji
+    sdcli models verify model.safetensors --json
+
+    A file that the hub's cache has is compared with the hash that the hub gave for it.
+    """
+    spec = find_loadable(name, models_file)
+    with options.heavy_imports():
+        from sdcli.checkpoints.verification import verify
+
+    bad = 0
+    for found in verify(spec.path):
+        bad += found["problem"] != ""
+        if as_json:
+            options.print_json(found)
+        else:
+            size = f"{found['bytes'] / 2**20:.1f} MiB"
+            options.print_result(f"{found['sha256']}  {size:>10}  {found['file']}  {found['problem'] or 'whole'}")
+    if bad:
+        raise SdcliError(f"{bad} of the files of {name} are bad", hint="fetch or copy them again")
+
+
+@models.command("convert", cls=ExamplesFirst)
+def convert_model(
+    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A model.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FOLDER/|FILE.safetensors", help="Where to, and in which layout.")
+    ],
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="NAME", help="Of the weights: auto (as they are), fp32, fp16 or bf16.")
+    ] = "auto",
+    models_file: options.ModelsFile = None,
+) -> None:
+    """Write a model in the other layout: a folder as diffusers has it, or a single file as ComfyUI and A1111 read it.
+
+    sdcli models convert runs/mine -o mine.safetensors --precision fp16
+    sdcli models convert model.safetensors -o model/
+    """
+    spec = find_loadable(name, models_file)
+    if precision not in ("auto", "fp32", "fp16", "bf16"):
+        raise SdcliError(f"--precision knows no {precision!r}", hint="known: auto, fp32, fp16, bf16")
+    if Path(output).exists():
+        raise SdcliError(f"{output} is already there", hint="choose another --output")
+    with options.heavy_imports():
+        from sdcli.checkpoints.conversion import convert
+
+    convert(spec.path, Path(output), precision)
+    options.print_result(output)
+
+
 def about(spec: ModelSpec) -> dict[str, Any]:
     """What is known of a model, as JSON types."""
     return {
@@ -74,9 +137,19 @@ def about(spec: ModelSpec) -> dict[str, Any]:
         "path": str(spec.path or ""),
         "hub": str(spec.hub or ""),
         "on_disk": spec.on_disk,
+        "family": family_name(spec),
+        "bytes": size_of(spec),
         "source": str(spec.source or ""),
         "defaults": asdict(spec.defaults),
     }
+
+
+def size_of(spec: ModelSpec) -> int | None:
+    """Bytes of a model's files; None where it is not on disk."""
+    if not spec.on_disk:
+        return None
+    files = [spec.path] if spec.path.is_file() else [path for path in spec.path.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files)
 
 
 def text_of(value: Any) -> str:

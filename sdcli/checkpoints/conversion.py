@@ -1,0 +1,85 @@
+"""A model from one layout to the other: diffusers' folder, or the original single file."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sdcli import families
+from sdcli.checkpoints import stock
+from sdcli.checkpoints.folder import load_components, read_index
+from sdcli.checkpoints.saving import save_components
+from sdcli.checkpoints.single_file import original_tensors
+from sdcli.checkpoints.writing import to_dtype, write_tensors
+from sdcli.device import DTYPES
+from sdcli.errors import SdcliError
+from sdcli.families import REFINER, SD1, SD2, SDXL, Family
+
+FILE = ".safetensors"
+AS_FOLDER = "keep it as a folder, which tells everything"
+# Settings without an effect on pictures, or that the family says.
+UNTOLD = {"sample_size", "force_upcast", "upcast_attention", "eos_token_id", "bos_token_id", "pad_token_id"}
+
+
+def convert(source: Path, target: Path, precision: str = "auto") -> None:
+    """Write a model in the layout that the target's name says.
+
+    Args:
+        source: folder or file.
+        target: a name that ends in .safetensors is a single file, any other a folder.
+        precision: of the weights; auto keeps each one's own.
+
+    Raises:
+        SdcliError: the model is bad, is of no family that has a single file, or cannot be written.
+    """
+    dtype = DTYPES.get(precision)
+    components = load_components(source)
+    if target.suffix != FILE:
+        save_components(components, target, dtype)
+        return
+    family = family_of_components(components)
+    networks = {name: each for name, each in components.items() if isinstance(each, nn.Module)}
+    missing = [name for name in ("unet", "vae", *family.texts) if name not in networks]
+    if missing:
+        raise SdcliError(f"{source} has no {missing[0]}, which a single file has", hint="keep it as a folder")
+    check_told_by_shapes(networks, family, source)
+    tensors = to_dtype(original_tensors(networks, family), dtype, target.name)
+    about = {"sdcli.source": str(read_index(source).get("_class_name", ""))}
+    write_tensors(target, tensors, about)
+
+
+def family_of_components(components: dict) -> Family:
+    """The family whose single files have such components."""
+    if "text_encoder_2" in components:
+        return SDXL if "text_encoder" in components else REFINER
+    unet = components.get("unet")
+    return SD2 if unet is not None and unet.config.use_linear_projection else SD1
+
+
+def check_told_by_shapes(networks: dict[str, nn.Module], family: Family, source: Path) -> None:
+    """Refuse networks with settings that no reader of a single file could know.
+
+    Raises:
+        SdcliError: one has such a setting.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in original_tensors(networks, family).items()}
+    told = {"unet": families.unet_config(shapes, family), "vae": families.vae_config(shapes, family)}
+    told |= {name: families.text_config(shapes, replace(part, dropped=0)) for name, part in family.texts.items()}
+    for name, config in told.items():
+        kind = stock.stock_of(networks[name])
+        try:
+            expected = stock.build(kind, config, source).config
+        except SdcliError as error:
+            raise SdcliError(f"a single file cannot tell of the {name} of {source}: {error}", hint=AS_FOLDER) from error
+        for key, value in networks[name].config.items():
+            if key not in UNTOLD and not key.startswith("_") and as_tuple(expected[key]) != as_tuple(value):
+                message = f"a single file cannot tell that the {name} of {source} has {key} {value}"
+                raise SdcliError(message, hint=AS_FOLDER)
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists as tuples, and numbers for every level alike as one, so that settings can be compared."""
+    if not isinstance(value, list | tuple):
+        return value
+    return value[0] if len(set(value)) == 1 else tuple(value)
