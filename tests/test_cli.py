@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,18 +20,8 @@ from sdcli.images import load_image, read_text
 from sdcli.settings import SAMPLER_NAMES
 
 COMMANDS = (
-    "",
-    "generate",
-    "encode",
-    "decode",
-    "add-noise",
-    "train",
-    "info",
-    "models",
-    "models list",
-    "models show",
-    "models verify",
-    "models convert",
+    *("", "generate", "encode", "decode", "add-noise", "train", "info"),
+    *("models", "models list", "models show", "models verify", "models convert"),
 )
 QUICK = ("--steps", "2", "--progress", "none")
 

@@ -257,9 +257,7 @@ def test_a_converted_model_makes_the_same_picture(name, written, tmp_path):
 
 def test_a_model_that_no_single_file_can_tell_of_stays_a_folder(tmp_path):
     """The built-in one has fewer groups in its norms and words of its own."""
-    with pytest.raises(
-        SdcliError, match="a single file cannot tell that the unet of .* has norm_num_groups 16"
-    ) as caught:
+    with pytest.raises(SdcliError, match="cannot tell that the unet of .* has norm_num_groups 16") as caught:
         convert(find_model("emoji").path, tmp_path / "it.safetensors")
     assert "folder" in caught.value.hint
     assert not (tmp_path / "it.safetensors").exists()
