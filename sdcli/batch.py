@@ -14,21 +14,23 @@ from pathlib import Path
 
 import torch
 
-from sdcli.checkpoints import load_component
+from sdcli.checkpoints import load_component, stock
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.folder import scheduler_changes
 from sdcli.components.foreign_scheduler import ForeignScheduler, make_scheduler
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement, explain_out_of_memory
-from sdcli.drawing import Easel, draw
+from sdcli.drawing import Easel, ForeignEasel
 from sdcli.errors import SdcliError
+from sdcli.foreign import is_foreign
 from sdcli.images import SUFFIXES, encode_animation, encode_image, make_strip, to_image
 from sdcli.metadata import Provenance, text_blocks
 from sdcli.output import Picture, write_result
 from sdcli.pipeline import SdPipeline
+from sdcli.preview import Preview
 from sdcli.registry import ModelSpec
 from sdcli.settings import GenerateSettings
-from sdcli.workbench import Workbench, canvas_of
+from sdcli.workbench import Workbench
 
 GROUP_PIXELS = 4 * 512 * 512  # computed together on a GPU: four pictures of Stable Diffusion 1's size
 LARGEST_GROUP = 16
@@ -82,6 +84,7 @@ def run(
     report: Report,
     if_exists: str = "error",
     allow_pickle: bool = False,
+    preview: tuple[str, str | None] | None = None,
 ) -> None:
     """Make pictures and write each as soon as it is done.
 
@@ -92,25 +95,31 @@ def run(
         report: told of every event, in this thread.
         if_exists: what to do if a file has appeared since names were chosen.
         allow_pickle: read LoRAs and words that are no safetensors.
+        preview: file to rewrite while a picture is made, and perhaps the folder of a small VAE for it.
 
     Raises:
         SdcliError: the model does not load or does not take the settings, memory or disk run out, or the networks give
             values that are no numbers. Pictures that were made before are on disk.
     """
     started_at = time.monotonic()
-    schedulers = check_schedulers(pictures, model)
-    bench = Workbench(model, placement, allow_pickle)
+    foreign = is_foreign(model, stock.PIPELINES)
+    for flag, asked in (("save-steps", any(each.steps_path for each in pictures)), ("preview", preview)):
+        if foreign and asked:
+            raise SdcliError(f"--{flag} does not go with {model.name}", hint="leave it out")
+    show = None if preview is None else Preview(Path(preview[0]), preview[1], placement)
+    schedulers = {} if foreign else check_schedulers(pictures, model)
+    bench, first = Workbench(model, placement, allow_pickle), True
     for settings, alike in groupby(pictures, but_for_text_and_seed):
-        first = bench.pipeline is None
         with explain_out_of_memory(f"while loading {model.name}", "try --precision fp16 or bf16, or a smaller model"):
-            pipeline = bench.ready(settings)
-            easel = Easel(pipeline, canvas_of(settings), bench.controls(settings))
+            easel = bench.easel(settings)
         fingerprints = bench.fingerprints(settings)
         if first:
             report(Loaded(model.name, str(placement.device), placement.precision, time.monotonic() - started_at))
-        pipeline.scheduler = schedulers[scheduler_choice(settings)]
-        for group in portions(alike, pipeline, placement):
-            for made, contents in make(group, easel, fingerprints, placement, report):
+        first = False
+        if schedulers:
+            easel.pipeline.scheduler = schedulers[scheduler_choice(settings)]
+        for group in portions(alike, easel, placement):
+            for made, contents in make(group, easel, fingerprints, placement, Watch(report, show)):
                 paths = {path: write_result(content, path, if_exists) for path, content in contents.items()}
                 steps_path = made.picture.steps_path and paths[made.picture.steps_path]
                 path = paths[made.picture.path]
@@ -154,16 +163,12 @@ def but_for_text_and_seed(picture: Picture) -> GenerateSettings:
     return replace(picture.settings, prompt="", negative_prompt="", seed=0)
 
 
-def portions(alike: Iterable[Picture], pipeline: SdPipeline, placement: Placement) -> Iterator[list[Picture]]:
+def portions(alike: Iterable[Picture], easel: Easel | ForeignEasel, placement: Placement) -> Iterator[list[Picture]]:
     """Pictures that go through the networks together: one on the CPU, elsewhere those that fit.
 
     Prompts of a portion have as many chunks, so that none is filled up because of another.
     """
-
-    def chunks(picture: Picture) -> int:
-        return pipeline.count_chunks((picture.settings.prompt, picture.settings.negative_prompt))
-
-    for _, equal in groupby(alike, chunks):
+    for _, equal in groupby(alike, lambda picture: easel.count_chunks(picture.settings)):
         equal = iter(equal)
         while first := next(equal, None):
             settings = first.settings
@@ -172,8 +177,20 @@ def portions(alike: Iterable[Picture], pipeline: SdPipeline, placement: Placemen
             yield [first, *islice(equal, size - 1)]
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of each step."""
+
+    report: Report
+    preview: Preview | None = None
+
+
 def make(
-    group: list[Picture], easel: Easel, fingerprints: Fingerprints, placement: Placement, report: Report
+    group: list[Picture],
+    easel: Easel | ForeignEasel,
+    fingerprints: Fingerprints,
+    placement: Placement,
+    watch: Watch,
 ) -> Iterator[tuple[Made, dict[Path, bytes]]]:
     """Make a group of pictures of equal settings but for text and seed.
 
@@ -186,15 +203,17 @@ def make(
     steps: list[torch.Tensor] = []
 
     def on_step(step: int, total: int, latents: torch.Tensor, pred_original_sample: torch.Tensor | None) -> None:
+        seen = latents if pred_original_sample is None else pred_original_sample
         if group[0].steps_path is not None:
-            steps.append(latents if pred_original_sample is None else pred_original_sample)
-        report(Stepped(group[0].index, len(group), step, total))
+            steps.append(seen)
+        if watch.preview is not None:
+            watch.preview(easel.pipeline, step, seen[0])
+        watch.report(Stepped(group[0].index, len(group), step, total))
 
     with explain_out_of_memory(f"at {size}", "try a smaller --width and --height, or --precision fp16 or bf16"):
-        pixel_values = draw([picture.settings for picture in group], easel, on_step)
-    pipeline, scheduler = easel.pipeline, easel.pipeline.scheduler
+        pixel_values = easel.draw([picture.settings for picture in group], on_step)
     for place, picture in enumerate(group):
-        settings = resolved(picture.settings, scheduler)
+        settings = easel.resolved(picture.settings)
         made = replace(picture, settings=settings)
         provenance = Provenance(
             model_name=Path(settings.model).name,
@@ -208,20 +227,9 @@ def make(
         contents = {picture.path: encode_image(to_image(pixel_values[place]), file_format, blocks)}
         if picture.steps_path is not None:
             contents[picture.steps_path] = draw_steps(
-                [step[place] for step in steps], pipeline, picture.steps_path, blocks
+                [step[place] for step in steps], easel.pipeline, picture.steps_path, blocks
             )
         yield Made(made, (time.monotonic() - started_at) / len(group)), contents
-
-
-def resolved(settings: GenerateSettings, scheduler: Scheduler | ForeignScheduler) -> GenerateSettings:
-    """Settings with what the scheduler really does."""
-    return replace(
-        settings,
-        sampler=scheduler.sampler,
-        schedule=scheduler.sigma_schedule,
-        prediction_type=scheduler.config.get("prediction_type"),
-        timestep_spacing=scheduler.config.get("timestep_spacing"),
-    )
 
 
 def draw_steps(steps: list[torch.Tensor], pipeline: SdPipeline, path: Path, blocks: dict[str, str]) -> bytes:

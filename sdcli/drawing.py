@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdcli.components.conditioning import Conditioning
 from sdcli.components.control import Control
+from sdcli.foreign import ForeignPipeline
 from sdcli.images import scale_and_cut, to_image, to_pixel_values
 from sdcli.pipeline import SdPipeline
 from sdcli.settings import GenerateSettings
@@ -36,9 +37,47 @@ class Easel:
     canvas: tuple[Tensor, Tensor | None] | None = None
     controls: Sequence[Control] = ()
 
+    def draw(self, group: Sequence[GenerateSettings], on_step: Counted) -> Tensor:
+        """Pictures of settings that are equal but for text and seed, (B, 3, H, W) in [-1, 1]."""
+        return draw(group, self, on_step)
+
+    def resolved(self, settings: GenerateSettings) -> GenerateSettings:
+        """Settings with what the scheduler really does."""
+        scheduler = self.pipeline.scheduler
+        return replace(
+            settings,
+            sampler=scheduler.sampler,
+            schedule=scheduler.sigma_schedule,
+            prediction_type=scheduler.config.get("prediction_type"),
+            timestep_spacing=scheduler.config.get("timestep_spacing"),
+        )
+
+    def count_chunks(self, settings: GenerateSettings) -> int:
+        """How long its text is; pictures with texts of another length do not go through the networks together."""
+        return self.pipeline.count_chunks((settings.prompt, settings.negative_prompt))
+
+
+@dataclass(frozen=True)
+class ForeignEasel:
+    """A pipeline of another family, which draws by itself."""
+
+    pipeline: ForeignPipeline
+
+    def draw(self, group: Sequence[GenerateSettings], on_step: Counted) -> Tensor:
+        """As `Easel.draw`."""
+        return self.pipeline.draw(group, on_step)
+
+    def resolved(self, settings: GenerateSettings) -> GenerateSettings:
+        """The settings: what the model chooses by itself has no names."""
+        return settings
+
+    def count_chunks(self, settings: GenerateSettings) -> int:
+        """All texts have one length."""
+        return 1
+
 
 def draw(group: Sequence[GenerateSettings], easel: Easel, on_step: Counted) -> Tensor:
-    """Pictures of settings that are equal but for text and seed, (B, 3, H, W) in [-1, 1]."""
+    """What `Easel.draw` does."""
     settings, pipeline = group[0], easel.pipeline
     generators = [torch.Generator("cpu").manual_seed(each.seed) for each in group]
     first, again = settings.denoise_settings, replace(settings.denoise_settings, strength=settings.hires_strength)

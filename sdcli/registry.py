@@ -25,7 +25,15 @@ BY_PIPELINE = {  # what generation uses, for models that no models.toml names
     "StableDiffusionXLImg2ImgPipeline": {"guidance_scale": 5.0},
     "StableDiffusionXLInpaintPipeline": {"guidance_scale": 7.5},
     "LatentConsistencyModelPipeline": {"guidance_scale": 8.5, "num_inference_steps": 4},
+    "StableDiffusion3Pipeline": {"guidance_scale": 7.0, "num_inference_steps": 28},
+    "FluxPipeline": {"guidance_scale": 3.5, "num_inference_steps": 28},
+    "QwenImagePipeline": {"guidance_scale": 4.0, "num_inference_steps": 50},
+    "ZImagePipeline": {"guidance_scale": 1.0, "num_inference_steps": 9},
+    "PixArtAlphaPipeline": {"guidance_scale": 4.5, "num_inference_steps": 20},
+    "PixArtSigmaPipeline": {"guidance_scale": 4.5, "num_inference_steps": 20},
+    "SanaPipeline": {"guidance_scale": 4.5, "num_inference_steps": 20},
 }
+TRANSFORMER_SIDE = 128  # rows and columns of latents of a transformer whose configuration does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +199,8 @@ def native_size(folder: Path) -> tuple[int, int]:
         return (families.family_of(read_header(folder).shapes, folder).latents_side * vae_stride(folder),) * 2
     stride = vae_stride(folder)
     sample_size = read_config(folder / "unet").get("sample_size")
+    if (folder / "transformer").is_dir():
+        sample_size = read_config(folder / "transformer").get("sample_size") or TRANSFORMER_SIDE
     if isinstance(sample_size, list):
         rows, columns = sample_size
         return columns * stride, rows * stride

@@ -12,20 +12,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdcli.checkpoints import load_pipeline
+from sdcli.checkpoints import load_pipeline, stock
 from sdcli.checkpoints.adapters import Undo, put_lora, put_word
 from sdcli.checkpoints.control import load_controlnet
 from sdcli.checkpoints.embeddings import read_word
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.components.control import Control
 from sdcli.device import Placement
+from sdcli.drawing import Easel, ForeignEasel
 from sdcli.errors import SdcliError
+from sdcli.foreign import ForeignPipeline, check_settings, is_foreign
 from sdcli.images import load_sized, to_mask, to_pixel_values
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import ModelSpec, find_model
 from sdcli.settings import GenerateSettings, lora_of
 
-HASHED = ("vae", "text_encoder", "text_encoder_2", "unet")  # components whose files decide a picture
+HASHED = (
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "unet",
+    "transformer",
+)  # components whose files decide a picture
 
 
 class Workbench:
@@ -42,18 +51,31 @@ class Workbench:
         self.placement = placement
         self.allow_pickle = allow_pickle
         self.pipeline: SdPipeline | None = None
+        self.foreign: ForeignPipeline | None = None
         self._base: tuple | None = None
         self._loras: tuple[str, ...] = ()
         self._undo: list[Undo] = []
         self._controlnets: dict[str, torch.nn.Module] = {}
         self._fingerprints: dict[tuple, Fingerprints] = {}
 
-    def ready(self, settings: GenerateSettings) -> SdPipeline:
-        """The pipeline with everything on it that the settings name.
+    def easel(self, settings: GenerateSettings) -> Easel | ForeignEasel:
+        """Everything that pictures of some settings need.
 
         Raises:
             SdcliError: something does not load, or does not fit the model.
         """
+        if is_foreign(self.model, stock.PIPELINES):
+            check_settings(settings, self.model)
+            if self.foreign is None:
+                self.foreign = ForeignPipeline(self.model, self.placement)
+            if settings.lora != self._loras:
+                self.foreign.put_loras(settings.lora)
+                self._loras = settings.lora
+            return ForeignEasel(self.foreign)
+        return Easel(self.ready(settings), canvas_of(settings), self.controls(settings))
+
+    def ready(self, settings: GenerateSettings) -> SdPipeline:
+        """The pipeline with everything on it that the settings name; errors as for `easel`."""
         base = (settings.vae, settings.embedding)
         if self.pipeline is None or base != self._base:
             self.pipeline = self._load(settings)

@@ -17,6 +17,7 @@ from sdcli.checkpoints import fingerprints, load_pipeline, sha256_of
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.folder import ON_CPU
 from sdcli.device import Placement
+from sdcli.drawing import Easel
 from sdcli.errors import EXIT_NOT_A_NUMBER, EXIT_OUT_OF_MEMORY, SdcliError
 from sdcli.images import load_image, read_text, to_pixel_values
 from sdcli.output import Picture
@@ -182,7 +183,7 @@ def test_the_cpu_takes_one_at_a_time_and_a_gpu_what_fits(tiny_pipeline):
 
     def sizes(todo: list[Picture], placement: Placement) -> list[int]:
         alike = [list(each) for _, each in groupby(todo, batch.but_for_text_and_seed)]
-        return [len(group) for each in alike for group in batch.portions(each, tiny_pipeline, placement)]
+        return [len(group) for each in alike for group in batch.portions(each, Easel(tiny_pipeline), placement)]
 
     assert sizes(small, ON_CPU) == [1] * 21
     assert sizes(small, gpu) == [16, 4, 1]
@@ -190,7 +191,7 @@ def test_the_cpu_takes_one_at_a_time_and_a_gpu_what_fits(tiny_pipeline):
     assert [
         each
         for _, alike in groupby(small, batch.but_for_text_and_seed)
-        for group in batch.portions(alike, tiny_pipeline, gpu)
+        for group in batch.portions(alike, Easel(tiny_pipeline), gpu)
         for each in group
     ] == small
 
@@ -199,7 +200,7 @@ def test_a_group_is_the_single_pictures_to_a_pixel_value(tmp_path, tiny_model, m
     """As a GPU computes it: together, each from its own generator."""
     todo = [{"seed": seed, "prompt": prompt} for seed, prompt in ((1, "the cat"), (2, "a dog"), (1, "a dog"))]
     run(pictures(tmp_path / "single", *todo), tiny_model)
-    monkeypatch.setattr(batch, "portions", lambda alike, pipeline, placement: [list(alike)])
+    monkeypatch.setattr(batch, "portions", lambda alike, easel, placement: [list(alike)])
     run(pictures(tmp_path / "group", *todo), tiny_model)
     for index in range(3):
         single, group = (to_pixel_values(load_image(tmp_path / each / f"{index}.png")) for each in ("single", "group"))

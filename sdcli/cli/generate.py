@@ -54,6 +54,8 @@ def generate(
     if_exists: options.IfExists = IfExistsChoice.error,
     file_format: options.Format = None,
     save_steps: flags.SaveSteps = None,
+    preview: flags.PreviewFile = None,
+    preview_vae: flags.PreviewVae = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     models_file: options.ModelsFile = None,
@@ -111,6 +113,10 @@ def generate(
     }
     first_seed = secrets.randbits(32) if seed is None else seed
     where = OutputSettings(output=output, file_format=file_format, save_steps=save_steps, if_exists=if_exists)
+    if preview_vae is not None and preview is None:
+        raise SdcliError("--preview-vae needs a file to show it in", hint="give one by --preview FILE.png")
+    if preview is not None and not preview.lower().endswith(".png"):
+        raise SdcliError(f"--preview {preview} must end in .png", hint="try --preview preview.png")
     requests = requests_for(prompts, num_images, first_seed, shared)
     check_inputs(requests[0][1])
     to_make, skipped = plan_pictures(requests, where)
@@ -119,7 +125,9 @@ def generate(
             reporter.skipped(len(skipped))
         if to_make:
             printer = ResultPrinter(reporter, as_json, first_seed if seed is None else None)
-            make(to_make, spec, (device, precision), printer, if_exists=if_exists, allow_pickle=allow_pickle)
+            how = {"if_exists": if_exists, "allow_pickle": allow_pickle}
+            how["preview"] = None if preview is None else (preview, preview_vae)
+            make(to_make, spec, (device, precision), printer, **how)
 
 
 def size_of_picture(file: str, chosen: dict[str, Any]) -> dict[str, int]:

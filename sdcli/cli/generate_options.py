@@ -103,3 +103,11 @@ SaveSteps = Annotated[
         "--save-steps", metavar="FILE.png|.gif", help="What the model saw in the noise, as a strip or an animation."
     ),
 ]
+PreviewFile = Annotated[
+    str | None,
+    typer.Option("--preview", metavar="FILE.png", help="Rewritten every few steps with what the picture is becoming."),
+]
+PreviewVae = Annotated[
+    str | None,
+    typer.Option("--preview-vae", metavar="FOLDER", help="A TAESD decoder for it (default: a linear projection)."),
+]
