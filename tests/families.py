@@ -26,7 +26,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sdcli import families
 from sdcli.checkpoints import load_components
-from sdcli.checkpoints.single_file import clip_tokenizer, original_tensors
+from sdcli.checkpoints.single_file import original_tensors
+from sdcli.checkpoints.tokenizers import clip_tokenizer
 
 WIDTH = 64  # of text features
 SIDE_PX = 32

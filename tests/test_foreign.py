@@ -21,7 +21,7 @@ from families import VOCABULARY, text_encoder
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from sdcli.checkpoints.single_file import clip_tokenizer
+from sdcli.checkpoints.tokenizers import clip_tokenizer
 from sdcli.cli import run
 from sdcli.images import load_image, read_text
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CLIPTokenizer
 
+from sdcli.checkpoints.tokenizers import clip_tokenizer, quick_tokenizer
 from sdcli.errors import SdcliError
 from sdcli.prompt_syntax import Piece, parse_prompt
 from sdcli.prompts import Reader, chunks_of, weighted
+from sdcli.registry import find_model
 
 LENGTH = 77
 
@@ -128,3 +131,21 @@ def test_a_piece_is_a_text_and_its_weight(tiny_tokenizer, tiny_pipeline):
     (chunk,) = reader.chunks("a red cat, the dog")
     assert chunk.input_ids == tiny_tokenizer("a red cat, the dog", add_special_tokens=False).input_ids
     assert set(chunk.weights) == {1.0} and Piece("a").weight == 1.0
+
+
+TEXTS = ("a photo of a cat, Déjà vu!", "  two   blanks ", "<|endoftext|> inside", "数字 123 isn't", "")
+
+
+@pytest.mark.parametrize("pad", ["!", "<|endoftext|>"])
+def test_the_quick_way_to_a_tokenizer_gives_what_transformers_gives(pad, tmp_path):
+    """Of CLIP's own, and of the built-in model's; one with added words goes the long way."""
+    clip_tokenizer(pad, {"vocab_size": 49408, "max_position_embeddings": 77}).save_pretrained(tmp_path)
+    for folder in (tmp_path, find_model("emoji").path / "tokenizer"):
+        quick, whole = quick_tokenizer(folder), CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        options = {"padding": "max_length", "truncation": True}
+        assert quick(list(TEXTS), **options).input_ids == whole(list(TEXTS), **options).input_ids
+        assert (quick.pad_token_id, quick.model_max_length) == (whole.pad_token_id, whole.model_max_length)
+        assert quick.get_vocab() == whole.get_vocab()
+    whole.add_tokens(["<thing>"])
+    whole.save_pretrained(tmp_path / "more")
+    assert quick_tokenizer(tmp_path / "more") is None

@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from sdcli.checkpoints import stock
 from sdcli.checkpoints.adapters import apply_adapters
 from sdcli.checkpoints.parts import CLASSES, check_fit, class_names, has, needed_components, require_component
 from sdcli.checkpoints.single_file import open_file, read_vae
+from sdcli.checkpoints.tokenizers import load_tokenizer
 from sdcli.checkpoints.weights import assign, read_json, read_tensors, read_weights
 from sdcli.components.foreign_scheduler import make_scheduler
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
-from sdcli.headers import COPIED_IN_PART, FETCH_AGAIN
+from sdcli.headers import FETCH_AGAIN
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import INDEX, ModelSpec
 from sdcli.settings import GenerateSettings, GenerationDefaults
@@ -180,27 +180,6 @@ def load_scaling_factor(model: Path) -> float:
     if model.is_file():
         return open_file(model).family.scaling_factor
     return float(read_json(model / "vae" / "config.json").get("scaling_factor", 0.18215))
-
-
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer.
-
-    Raises:
-        SdcliError: its files are missing or bad.
-    """
-    paths = [path for name in ("tokenizer.json", "vocab.json", "merges.txt") if (path := folder / name).is_file()]
-    if paths[:1] != [folder / "tokenizer.json"] and len(paths) < 2:
-        needed = "neither tokenizer.json nor vocab.json with merges.txt"
-        raise SdcliError(f"{folder} has {needed}", hint=COPIED_IN_PART)
-    for path in paths:
-        # Of a file that is cut off, transformers says so by a bare Exception.
-        text = path.read_bytes().strip()
-        if path.suffix == ".json" and not (text.startswith(b"{") and text.endswith(b"}")):
-            raise SdcliError(f"{path} is not JSON, or cut off", hint=FETCH_AGAIN)
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SdcliError(f"{folder} is no CLIP tokenizer: {error}", hint=FETCH_AGAIN) from error
 
 
 def load_clip_head(folder: Path, placement: Placement = ON_CPU) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 Its configurations are told from keys and shapes; its tokenizer, which no such file has, comes with the program.
 """
 
-import gzip
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from sdcli import families
 from sdcli.checkpoints import stock
@@ -24,6 +22,7 @@ from sdcli.checkpoints.original import (
     unet_place,
     vae_place,
 )
+from sdcli.checkpoints.tokenizers import clip_tokenizer
 from sdcli.checkpoints.weights import assign, read_tensors, some
 from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement
@@ -31,10 +30,7 @@ from sdcli.errors import SdcliError
 from sdcli.families import Family, TextPart
 from sdcli.headers import Shapes, read_header
 
-MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # OpenAI's CLIP, MIT licence: github.com/openai/CLIP
-PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 TOWER = "text_model."  # in front of the keys of a text encoder with a projection
-ENDS = ["<|startoftext|>", "<|endoftext|>"]
 
 
 class SingleFile:
@@ -194,38 +190,6 @@ def read_vae(path: Path, placement: Placement, scaling_factor: float) -> nn.Modu
 def is_bookkeeping(key: str, kind: stock.StockClass) -> bool:
     """Whether a key of a text encoder is not used on purpose: a projection that the pipeline does not read."""
     return key.endswith(".text_projection") and not kind.arguments.get("with_projection", True)
-
-
-@lru_cache(maxsize=4)
-def merges() -> tuple[str, ...]:
-    """The merges of CLIP's vocabulary."""
-    with gzip.open(MERGES, "rt", encoding="utf-8") as lines:
-        return tuple(lines.read().splitlines())
-
-
-def clip_tokenizer(pad: str, config: Mapping[str, Any]) -> CLIPTokenizer:
-    """CLIP's own tokenizer.
-
-    Args:
-        pad: the token that fills up a text.
-        config: of the text encoder that it is for.
-
-    Raises:
-        SdcliError: that has another vocabulary.
-    """
-    letters = [chr(byte) for byte in PRINTABLE] + [chr(256 + place) for place in range(256 - len(PRINTABLE))]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(each.replace(" ", "") for each in merges()), *ENDS]
-    if config["vocab_size"] != len(tokens):
-        raise SdcliError(
-            f"the text encoder has {config['vocab_size']} tokens, and CLIP's vocabulary {len(tokens)}",
-            hint="give the model as a folder, with its own tokenizer",
-        )
-    return CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(tokens)},
-        merges=[tuple(each.split()) for each in merges()],
-        model_max_length=config["max_position_embeddings"],
-        pad_token=pad,
-    )
 
 
 def original_tensors(components: Mapping[str, nn.Module], family: Family) -> dict[str, Tensor]:
