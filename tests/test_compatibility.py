@@ -407,7 +407,7 @@ def test_single_files_are_what_stocks_own_converter_reads(name, written):
     assert all(torch.equal(converted[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_converted_model_makes_the_same_picture(name, written, tmp_path):
     """Folder to file and back: the same tensors, and half precision where it is asked for."""
     folder = written(name, "folder")

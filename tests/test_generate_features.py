@@ -84,6 +84,7 @@ def test_settings_of_everything_are_in_the_picture(sd1):
     assert (settings["width"], settings["height"]) == (32, 32)
 
 
+@pytest.mark.slow
 def test_each_of_them_changes_the_picture(sd1):
     """None is read and then forgotten."""
     reference = StableDiffusionPipeline.from_pretrained(sd1, safety_checker=None)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
@@ -87,7 +87,7 @@ def test_the_json_is_ascii_on_one_line():
 def test_numbers_come_back_exactly():
     """The largest seed, and a guidance scale to its last digit."""
     settings = replace(SETTINGS, guidance_scale=7.123456789012345, seed=2**64 - 1)
-    assert read_complete_json(text_blocks(settings, PROVENANCE)["sdcli"])["settings"] == asdict(settings)
+    assert GenerateSettings(**read_complete_json(text_blocks(settings, PROVENANCE)["sdcli"])["settings"]) == settings
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"settings": {}}', "null"])

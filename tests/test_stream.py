@@ -135,6 +135,7 @@ def test_a_stream_goes_on_from_its_state(shards, number, monkeypatch):
     assert [captions_of(fresh, each) for each in range(number, 30)] == expected[number:]
 
 
+@pytest.mark.slow
 def test_only_a_window_is_in_memory(shards, monkeypatch):
     """Of all pictures that were read, no more than a window and a batch still exist anywhere."""
     monkeypatch.setattr(stream, "WINDOW", 5)

@@ -12,6 +12,7 @@ import pytest
 
 from sdcli.cli import run
 
+LESS_COMMON = ((signal.SIGUSR1, 143), (signal.SIGINT, 130))
 QUICK = ("--part", "vae", "--batch-size", "2", "--warmup", "1", "--device", "cpu")
 
 
@@ -83,7 +84,10 @@ def test_a_mistake_is_one_line_and_a_hint(arguments, message, tmp_path, capsys):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), *(pytest.param(*each, marks=pytest.mark.slow) for each in LESS_COMMON)],
+)
 def test_a_signal_leaves_a_checkpoint_that_resumes(number, code, squares, architecture, tmp_path):
     """The run ends after the update in hand, with the shell's code for the signal, and goes on where it was."""
     command = [sys.executable, "-m", "sdcli", "train", "--data", squares, "--config", architecture, *QUICK]

@@ -196,6 +196,7 @@ def test_after_one_slip_a_run_goes_on_at_half_the_rate(tmp_path, squares, model,
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "prodigy", "schedulefree"])
+@pytest.mark.slow
 def test_every_optimizer_resumes_to_the_bit(optimizer, tmp_path, squares, model):
     """Six updates are three and three, whatever state the optimizer keeps."""
     pytest.importorskip({"prodigy": "prodigyopt", "schedulefree": "schedulefree"}.get(optimizer, "torch"))
