@@ -13,7 +13,7 @@ from sdcli.components.unet import UNet
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
 from sdcli.registry import find_architecture, find_model
-from sdcli.training.settings import ADAPTERS, TrainSettings
+from sdcli.training.settings import ADAPTERS, DENOISERS, TrainSettings
 from sdcli.training.tokenizer import train_tokenizer
 
 BUILT_BY = {
@@ -50,6 +50,8 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
     model = Model({})
     if settings.model is not None:
         model = load_model(find_model(settings.model).path, whole_clip=settings.part == "clip" and not architecture)
+    if settings.part in DENOISERS and architecture is None:
+        check_trainable(model, settings)
     if settings.part in ADAPTERS:
         require(model, WHOLE, settings, "name a model that generates pictures")
         return with_schedule(model, settings)
@@ -62,6 +64,23 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
     hint = "train it first by --part vae or clip, and give that run by --model"
     require(model, needed_by_unet(model.components["unet"]), settings, hint)
     return with_schedule(model, settings)
+
+
+def check_trainable(model: Model, settings: TrainSettings) -> None:
+    """Refuse UNets that are told more than the time, a class and one text.
+
+    Raises:
+        SdcliError: it is one of SDXL, or for inpainting.
+    """
+    unet, vae = model.components.get("unet"), model.components.get("vae")
+    if unet is None:
+        return
+    if unet.config.addition_embed_type is not None:
+        message = f"--part {settings.part} does not train SDXL, whose UNet is told sizes and a second text"
+        raise SdcliError(message, hint="take a model of Stable Diffusion 1 or 2; its VAE alone can be trained")
+    if vae is not None and unet.config.in_channels != vae.config.latent_channels:
+        message = f"--part {settings.part} does not train a UNet for inpainting, which is shown a mask"
+        raise SdcliError(message, hint="take the plain model of the family")
 
 
 def needed_by_unet(unet: UNet) -> list[str]:

@@ -44,6 +44,8 @@ def parents(settings: TrainSettings) -> dict[str, str]:
     if settings.model is None:
         return {}
     folder = find_model(settings.model).path
-    if not folder.is_dir():
+    if folder is not None and folder.is_file():
+        return {folder.name: sha256_of(folder)}
+    if folder is None or not folder.is_dir():
         return {}
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in weight_files(folder)}
