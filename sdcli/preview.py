@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from sdcli.device import Placement
@@ -61,6 +60,8 @@ def load_decoder(folder: str, placement: Placement) -> nn.Module:
     Raises:
         SdcliError: the folder is none.
     """
+    from diffusers import AutoencoderTiny  # here, because it brings half a second of other networks with it
+
     path = Path(folder).expanduser()
     if read_config(path).get("_class_name") != "AutoencoderTiny":
         raise SdcliError(f"--preview-vae {folder} is no AutoencoderTiny", hint="such as madebyollin/taesd, as a folder")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from diffusers import ControlNetModel
 from torch import nn
 
 from sdcli.components.unet import UNet
@@ -26,6 +25,8 @@ def load_controlnet(name: str, placement: Placement, unet: UNet) -> nn.Module:
     Raises:
         SdcliError: there is none, it is bad, or it is for another family of models.
     """
+    from diffusers import ControlNetModel  # here, because it brings half a second of other networks with it
+
     folder = find_controlnet(name)
     config = read_config(folder)
     kind = config.get("_class_name")
