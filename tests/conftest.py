@@ -3,7 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores run tests already
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores run tests already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import tempfile
