@@ -15,7 +15,8 @@ def load_pipeline(model: str | None = None, device: str = "auto", precision: str
     """A model from models.toml, a folder or a training run, ready to make images.
 
     Args:
-        model: a name in models.toml, a model folder or a training run; None is the built-in model.
+        model: a name in models.toml, a folder, a single file, a training run or OWNER/NAME of the hub; None is the
+            built-in model.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, fp32, fp16 or bf16.
 
@@ -24,6 +25,6 @@ def load_pipeline(model: str | None = None, device: str = "auto", precision: str
     """
     from sdcli.checkpoints import load_pipeline as load
     from sdcli.device import choose_placement
-    from sdcli.registry import find_model
+    from sdcli.registry import find_loadable
 
-    return load(find_model(model), choose_placement(device, precision))
+    return load(find_loadable(model), choose_placement(device, precision))

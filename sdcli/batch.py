@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from sdcli.checkpoints import load_component, stock
+from sdcli.checkpoints import load_component
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.folder import scheduler_changes
 from sdcli.components.foreign_scheduler import ForeignScheduler, make_scheduler
@@ -22,13 +22,13 @@ from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement, explain_out_of_memory
 from sdcli.drawing import Easel, ForeignEasel
 from sdcli.errors import SdcliError
-from sdcli.foreign import is_foreign
+from sdcli.foreign import check_settings
 from sdcli.images import SUFFIXES, encode_animation, encode_image, make_strip, to_image
 from sdcli.metadata import Provenance, text_blocks
 from sdcli.output import Picture, write_result
 from sdcli.pipeline import SdPipeline
 from sdcli.preview import Preview
-from sdcli.registry import ModelSpec
+from sdcli.registry import ModelSpec, inpaints
 from sdcli.settings import GenerateSettings
 from sdcli.workbench import Workbench
 
@@ -66,14 +66,7 @@ class Made:
     elapsed_s: float
 
 
-@dataclass(frozen=True)
-class Warned:
-    """Something that the user should know and that does not stop the run."""
-
-    message: str
-
-
-Event = Loaded | Stepped | Made | Warned
+Event = Loaded | Stepped | Made
 Report = Callable[[Event], None]
 
 
@@ -102,13 +95,16 @@ def run(
             values that are no numbers. Pictures that were made before are on disk.
     """
     started_at = time.monotonic()
-    foreign = is_foreign(model, stock.PIPELINES)
-    for flag, asked in (("save-steps", any(each.steps_path for each in pictures)), ("preview", preview)):
-        if foreign and asked:
-            raise SdcliError(f"--{flag} does not go with {model.name}", hint="leave it out")
-    show = None if preview is None else Preview(Path(preview[0]), preview[1], placement)
-    schedulers = {} if foreign else check_schedulers(pictures, model)
     bench, first = Workbench(model, placement, allow_pickle), True
+    if bench.is_foreign:
+        schedulers = {}
+        check_foreign(pictures, model, preview is not None)
+    else:
+        schedulers = check_schedulers(pictures, model)
+        if inpaints(model.path) and any(picture.settings.mask is None for picture in pictures):
+            hint = "add --init-image FILE --mask FILE, or take the plain model of the family"
+            raise SdcliError(f"{model.name} is for inpainting, and needs a picture and a mask", hint=hint)
+    show = None if preview is None else Preview(Path(preview[0]), preview[1], placement)
     for settings, alike in groupby(pictures, but_for_text_and_seed):
         with explain_out_of_memory(f"while loading {model.name}", "try --precision fp16 or bf16, or a smaller model"):
             easel = bench.easel(settings)
@@ -124,6 +120,19 @@ def run(
                 steps_path = made.picture.steps_path and paths[made.picture.steps_path]
                 path = paths[made.picture.path]
                 report(replace(made, picture=replace(made.picture, path=path, steps_path=steps_path)))
+
+
+def check_foreign(pictures: Sequence[Picture], model: ModelSpec, preview: bool) -> None:
+    """Refuse what a model of another family does not take, before it is loaded.
+
+    Raises:
+        SdcliError: a setting or a file has no counterpart there.
+    """
+    for flag, asked in (("save-steps", any(each.steps_path for each in pictures)), ("preview", preview)):
+        if asked:
+            raise SdcliError(f"--{flag} does not go with {model.name}", hint="leave it out")
+    for picture in pictures:
+        check_settings(picture.settings, model)
 
 
 Choice = tuple[tuple[str, str], ...]  # what settings change in the scheduler's configuration

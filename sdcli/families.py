@@ -3,8 +3,9 @@
 Knows no torch. The configurations are those that the stock classes would be built with.
 """
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,18 @@ def family_of(shapes: Shapes, path: Path) -> Family:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise SdcliError(f"{path} has keys of no known part: {unknown[0]}{more}", hint=f"it looks like {family.name}")
     return family
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turn what is missing or odd among the shapes of a file into one error."""
+    try:
+        yield
+    except (KeyError, IndexError, StopIteration) as error:
+        what = f"it lacks {error.args[0]}" if isinstance(error, KeyError) else "a weight has an odd shape"
+        raise SdcliError(
+            f"{path} is not whole: {what}", hint="fetch it again; or it was changed by another tool"
+        ) from error
 
 
 def has_any(shapes: Iterable[str], *prefixes: str) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
+from sdcli.pipeline import require_finite
 from sdcli.registry import INDEX, ModelSpec, pipeline_of, read_json
 from sdcli.settings import GenerateSettings, lora_of
 
@@ -147,7 +148,8 @@ class ForeignPipeline:
             images = self.pipeline(**told).images
         except ValueError as error:
             raise SdcliError(f"{self.name}: {error}", hint="try other settings") from error
-        return torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1
+        pixel_values = torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1
+        return require_finite(pixel_values, self.name, self.pipeline.dtype)
 
     def _guidance(self, settings: GenerateSettings) -> dict[str, float]:
         """How closely to follow the prompt, under the name that means it in this family."""

@@ -24,12 +24,10 @@ class Header:
 
     Args:
         shapes: of each tensor by its name.
-        dtypes: as the format spells them: F32, F16, BF16, F8_E4M3 …
         metadata: texts that the file says of itself.
     """
 
     shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
     metadata: dict[str, str]
 
 
@@ -58,7 +56,7 @@ def parse_header(content: dict[str, Any]) -> Header:
     """What the JSON of a header says."""
     metadata = content.pop("__metadata__", {})
     shapes = {name: tuple(int(side) for side in about["shape"]) for name, about in content.items()}
-    return Header(shapes, {name: str(about["dtype"]) for name, about in content.items()}, dict(metadata))
+    return Header(shapes, dict(metadata))
 
 
 def check_start(start: bytes, size: int, name: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ INDEX = "model_index.json"
 CONFIG = "config.json"
 WHOLE = (INDEX, "*/*.json", "*/*.txt", "*/*.model")  # of a folder, beside weights
 WEIGHTS = ".safetensors"
+UNUSED = ("safety_checker", "feature_extractor")  # components that nothing here runs
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ def cached(model: HubModel) -> Path | None:
     snapshot = snapshot_folder(model)
     if model.file:
         return snapshot / model.file if (snapshot / model.file).is_file() else None
-    return snapshot if (snapshot / INDEX).is_file() and is_whole(model) else None
+    return snapshot if (snapshot / INDEX).is_file() and is_whole(snapshot) else None
 
 
 def cached_config(model: HubModel) -> Path | None:
     """The folder of a component that is a repository of its own, such as a ControlNet; None where it is not there."""
     snapshot = snapshot_folder(model)
-    return snapshot if (snapshot / CONFIG).is_file() and is_whole(model) else None
+    return snapshot if (snapshot / CONFIG).is_file() and any(snapshot.glob(f"*{WEIGHTS}")) else None
 
 
 def snapshot_folder(model: HubModel) -> Path:
@@ -81,9 +83,22 @@ def repo_folder(model: HubModel) -> Path:
     return cache_folder() / f"models--{model.repo.replace('/', '--')}"
 
 
-def is_whole(model: HubModel) -> bool:
-    """Whether nothing of a repository is still being fetched."""
-    return not any(repo_folder(model).glob("blobs/*.incomplete"))
+def is_whole(folder: Path) -> bool:
+    """Whether every network of a folder has its weights: files appear in the cache one by one."""
+    for config in folder.glob("*/config.json"):
+        files = [path.name for path in config.parent.iterdir()]
+        indices = [name for name in files if ".safetensors.index" in name]
+        shards = {each for name in indices for each in shards_of(config.parent / name)}
+        if config.parent.name in UNUSED or (shards and shards <= {*files}):
+            continue
+        if not any(name.endswith(WEIGHTS) and not re.search(r"-\d+-of-\d+\.", name) for name in files):
+            return False
+    return True
+
+
+def shards_of(index: Path) -> set[str]:
+    """The files that an index of a sharded component names."""
+    return set(json.loads(index.read_text()).get("weight_map", {}).values())
 
 
 def fetch(model: HubModel) -> None:
@@ -150,7 +165,7 @@ def weights_to_fetch(files: Iterable[str], variant: str) -> Sequence[str]:
     by_component: dict[str, dict[str, list[str]]] = {}
     for name in files:
         component, _, file = name.rpartition("/")
-        if file.endswith(WEIGHTS) and component and "/" not in component:
+        if file.endswith(WEIGHTS) and component and "/" not in component and component not in UNUSED:
             found = re.search(r"\.(fp16|bf16|fp32|non_ema|ema_only)(?=[.-])", file)
             by_component.setdefault(component, {}).setdefault(found[1] if found else "", []).append(name)
     chosen = []

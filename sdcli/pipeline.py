@@ -318,21 +318,24 @@ class SdPipeline(DiffusionPipeline):
             raise ValueError("this UNet is for inpainting: it needs a picture and a mask")
         told = unwanted.joined(wanted) if guided else wanted
         conditions = told.arguments(self.unet) | self._guidance_condition(len(noise), settings.guidance_scale)
+        shown = None
+        if self._shown_mask:
+            shown = torch.cat([canvas.mask, canvas.masked_latents], dim=1)  # (B, 1 + C, h, w)
+            shown = shown.to(self._execution_device, self.unet.dtype).repeat(1 + guided, 1, 1, 1)
         timesteps = self._begin(settings)
         latents = self._first_latents(noise, timesteps, settings, canvas)
         for step, timestep in enumerate(timesteps, start=1):
             model_input = torch.cat([latents, latents]) if guided else latents  # (2B or B, C, h, w)
             model_input = self.scheduler.scale_model_input(model_input, timestep).to(self.unet.dtype)
             added = residuals(controls, model_input, timestep, told, (step - 1, len(timesteps)))
-            if self._shown_mask:
-                shown = torch.cat([canvas.mask, canvas.masked_latents], dim=1).to(model_input)
-                model_input = torch.cat([model_input, shown.repeat(1 + guided, 1, 1, 1)], dim=1)  # (…, 2C + 1, h, w)
+            if shown is not None:
+                model_input = torch.cat([model_input, shown], dim=1)  # (2B or B, 2C + 1, h, w)
             model_output = self.unet(model_input, timestep, **conditions, **added).float()
             if guided:
                 model_output = guide(*model_output.chunk(2), settings.guidance_scale, settings.guidance_rescale)
             taken = self.scheduler.step(model_output, timestep, latents, eta=settings.eta, generator=generators)
             latents = taken.prev_sample
-            if canvas is not None and canvas.mask is not None and not self._shown_mask:
+            if canvas is not None and canvas.mask is not None and shown is None:
                 kept = canvas.latents
                 if step < len(timesteps):
                     kept = self.scheduler.add_noise(kept, noise.to(kept), timesteps[step : step + 1])

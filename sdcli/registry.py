@@ -168,6 +168,17 @@ def pipeline_of(folder: Path) -> str:
     return str(read_json(folder / INDEX).get("_class_name", ""))
 
 
+def inpaints(path: Path) -> bool:
+    """Whether a model's UNet is shown a mask and the rest of the picture."""
+    if path.is_file():
+        shapes = read_header(path).shapes
+        with families.understood(path):
+            unet = families.unet_config(shapes, families.family_of(shapes, path))
+    else:
+        unet = read_config(path / "unet")
+    return unet.get("in_channels", 0) > max(unet.get("out_channels", 4), 4)
+
+
 def family_name(spec: ModelSpec) -> str:
     """What kind of model it is, as far as its files say: sd1, sd2, sdxl …, or stock's class for it."""
     if not spec.on_disk:
@@ -215,7 +226,8 @@ def vae_stride(folder: Path) -> int:
     if folder.is_file():
         shapes = read_header(folder).shapes
         has_vae = families.has_any(shapes, families.VAE)
-        return 2 ** (len(families.vae_config(shapes)["block_out_channels"]) - 1) if has_vae else 8
+        with families.understood(folder):
+            return 2 ** (len(families.vae_config(shapes)["block_out_channels"]) - 1) if has_vae else 8
     if read_json(folder / INDEX).get("vae", [""])[0] is None:
         return 1
     channels = read_config(folder / "vae").get("block_out_channels")

@@ -231,6 +231,11 @@ class GenerateSettings:
         """Refuse a second pass of a size that there is not."""
         check_range("--hires-scale", self.hires_scale, 1, 8, hint="1 makes no second pass; 2 is usual")
         check_range("--hires-strength", self.hires_strength, 0, 1)
+        if self.hires_scale > 1 and self.mask is not None:
+            raise SdcliError("--hires-scale does not go with --mask: it is for the whole picture", hint="leave it out")
+        if self.hires_scale > 1 and int(self.num_inference_steps * self.hires_strength) < 1:
+            message = f"--hires-strength {self.hires_strength:g} of {self.num_inference_steps} steps is not one step"
+            raise SdcliError(message, hint=f"{GenerateSettings.hires_strength} is usual")
         for name, side in (("width", self.width), ("height", self.height)):
             if (side * self.hires_scale) % SIZE_MULTIPLE:
                 larger = f"{side} times {self.hires_scale:g} is {side * self.hires_scale:g}"
@@ -247,14 +252,6 @@ class GenerateSettings:
             eta=self.eta,
             strength=1.0 if self.strength is None else self.strength,
         )
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Everything that is read besides the model."""
-        loras = (lora_of(each)[0] for each in self.lora)
-        others = (self.init_image, self.mask, self.vae)
-        named = (*loras, *self.embedding, *self.controlnet, *self.control_image, *others)
-        return tuple(each for each in named if each is not None)
 
 
 def lora_of(text: str) -> tuple[str, float]:

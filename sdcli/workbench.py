@@ -5,7 +5,6 @@ Loads and changes as little as the next picture needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,27 +13,22 @@ from torch import Tensor
 
 from sdcli.checkpoints import load_pipeline, stock
 from sdcli.checkpoints.adapters import Undo, put_lora, put_word
-from sdcli.checkpoints.control import load_controlnet
+from sdcli.checkpoints.control import find_controlnet, load_controlnet
 from sdcli.checkpoints.embeddings import read_word
 from sdcli.checkpoints.fingerprints import Fingerprints
+from sdcli.checkpoints.weights import weight_file
 from sdcli.components.control import Control
 from sdcli.device import Placement
 from sdcli.drawing import Easel, ForeignEasel
 from sdcli.errors import SdcliError
-from sdcli.foreign import ForeignPipeline, check_settings, is_foreign
+from sdcli.foreign import ForeignPipeline, is_foreign
 from sdcli.images import load_sized, to_mask, to_pixel_values
 from sdcli.pipeline import SdPipeline
-from sdcli.registry import ModelSpec, find_model
+from sdcli.registry import INDEX, ModelSpec, find_model
 from sdcli.settings import GenerateSettings, lora_of
 
-HASHED = (
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "unet",
-    "transformer",
-)  # components whose files decide a picture
+# Components whose files decide a picture.
+HASHED = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer")
 
 
 class Workbench:
@@ -50,6 +44,7 @@ class Workbench:
         self.model = model
         self.placement = placement
         self.allow_pickle = allow_pickle
+        self.is_foreign = is_foreign(model, stock.PIPELINES)
         self.pipeline: SdPipeline | None = None
         self.foreign: ForeignPipeline | None = None
         self._base: tuple | None = None
@@ -64,8 +59,7 @@ class Workbench:
         Raises:
             SdcliError: something does not load, or does not fit the model.
         """
-        if is_foreign(self.model, stock.PIPELINES):
-            check_settings(settings, self.model)
+        if self.is_foreign:
             if self.foreign is None:
                 self.foreign = ForeignPipeline(self.model, self.placement)
             if settings.lora != self._loras:
@@ -119,17 +113,22 @@ class Workbench:
 
     def fingerprints(self, settings: GenerateSettings) -> Fingerprints:
         """The hashes of every weight file that decides a picture."""
-        others = tuple(Path(each).expanduser() for each in weights_beside(settings))
+        others = tuple(weights_beside(settings))
         if others not in self._fingerprints:
-            files = [path for path in others if path.is_file()]
-            self._fingerprints[others] = Fingerprints(self.model.path, HASHED, self.model.adapter, files)
+            parts = [part for part in HASHED if part != "vae" or settings.vae is None]
+            self._fingerprints[others] = Fingerprints(self.model.path, parts, self.model.adapter, others)
         return self._fingerprints[others]
 
 
-def weights_beside(settings: GenerateSettings) -> Sequence[str]:
-    """Files of weights that are put onto the model."""
-    loras = [lora_of(each)[0] for each in settings.lora]
-    return [*loras, *settings.embedding, *([settings.vae] if settings.vae else [])]
+def weights_beside(settings: GenerateSettings) -> list[Path]:
+    """Files of weights that are put onto the model, or stand beside it."""
+    named = [*(lora_of(each)[0] for each in settings.lora), *settings.embedding]
+    files = [Path(each).expanduser() for each in named]
+    folders = [find_controlnet(each) for each in settings.controlnet]
+    if settings.vae is not None:
+        vae = vae_path(settings.vae)
+        folders.append(vae / "vae" if (vae / INDEX).is_file() else vae)
+    return [*files, *(each if each.is_file() else weight_file(each) for each in folders)]
 
 
 def vae_path(name: str) -> Path:

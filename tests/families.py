@@ -171,10 +171,7 @@ def write_single_file(name: str, folder: Path) -> Path:
     components = load_components(folder / "source")
     family = OF_FAMILY[name.removesuffix("-inpainting")]
     tensors = {key: value.clone().contiguous() for key, value in original_tensors(components, family).items()}
-    if family is families.SD2:  # the file has the layer that stock leaves out
-        prefix = "cond_stage_model.model.transformer.resblocks."
-        last = {key: value for key, value in tensors.items() if key.startswith(f"{prefix}2.")}
-        tensors |= {key.replace(f"{prefix}2.", f"{prefix}3."): value.clone() for key, value in last.items()}
+    if family is families.SD2:  # the file has a layer that stock leaves out
         tensors["cond_stage_model.model.text_projection"] = torch.zeros(WIDTH, WIDTH)
         tensors["cond_stage_model.model.logit_scale"] = torch.ones(())
     if family is families.SD1:

@@ -360,7 +360,8 @@ generators, to 2/255 in every pixel, in fp32; and it differs from the picture wi
 {table}
 
 The refiner begins from a picture by its nature. Turbo, Lightning, LCM, Hyper and TCD models are these families with
-other defaults, which `models.toml` has: few steps, `timestep_spacing = "trailing"`, guidance 1.
+other settings: few steps, guidance 1, `--timestep-spacing trailing`, and for some `--sampler lcm` or `tcd`.
+`models.toml` has those of the Turbo, Lightning and LCM models that it names.
 
 LoRAs are read in the layouts of kohya, PEFT, diffusers (old and new) and cloneofsimo, LoCon's convolutions included;
 learned words as `.safetensors`, and with `--allow-pickle` as `.pt` and `.bin`.
@@ -407,7 +408,7 @@ def test_single_files_are_what_stocks_own_converter_reads(name, written):
     assert all(torch.equal(converted[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["sd1", "sd2", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[2:])])
 def test_a_converted_model_makes_the_same_picture(name, written, tmp_path):
     """Folder to file and back: the same tensors, and half precision where it is asked for."""
     folder = written(name, "folder")

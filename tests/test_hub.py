@@ -187,5 +187,5 @@ def test_an_entry_may_name_a_model_or_a_file_of_the_hub(fake_hub, tmp_path):
 
 def test_a_download_that_was_cut_off_does_not_count(fake_hub):
     fetch(HubModel("owner/tiny"))
-    (hub.repo_folder(HubModel("owner/tiny")) / "blobs" / "abc.incomplete").write_bytes(b"")
+    (hub.snapshot_folder(HubModel("owner/tiny")) / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     assert cached(HubModel("owner/tiny")) is None

@@ -16,7 +16,7 @@ from sdcli.checkpoints import load_pipeline
 from sdcli.checkpoints.adapters import put_lora, put_word
 from sdcli.checkpoints.embeddings import read_word
 from sdcli.checkpoints.folder import ON_CPU
-from sdcli.checkpoints.lora import simo_layers
+from sdcli.checkpoints.lora import layers_of, simo_layers
 from sdcli.errors import SdcliError
 from sdcli.registry import find_model
 
@@ -84,7 +84,7 @@ def test_cloneofsimos_numbers_mean_the_layers_that_they_meant(order, folders, tm
     reference = fresh_stock(folders["sd1"])
     pipeline = load_pipeline(find_model(str(folders["sd1"])), ON_CPU)
     generator = torch.Generator().manual_seed(0)
-    modules = {f"unet.{path}": module for path, module in reference.unet.named_modules()}
+    modules = layers_of({"unet": reference.unet})
     numbered, named = {}, {}
     for number, layer in enumerate(simo_layers("unet", modules, order)):
         rows, columns = modules[layer].weight.shape

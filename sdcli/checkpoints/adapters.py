@@ -82,8 +82,8 @@ def put_lora(pipeline: SdPipeline, path: Path, share: float = 1.0, allow_pickle:
         SdcliError: the file is bad, or does not fit the model in every layer.
     """
     networks = {name: getattr(pipeline, name) for name in COMPONENTS if getattr(pipeline, name, None) is not None}
-    lora = read_lora(path, networks, allow_pickle)
-    layers = {f"{name}.{layer}": module for name in networks for layer, module in layers_of(name, networks[name])}
+    layers = layers_of(networks)
+    lora = read_lora(path, layers, pipeline.unet.config, allow_pickle)
     undo = Undo()
     for name, change in lora.changes.items():
         parameter = layers[name].weight

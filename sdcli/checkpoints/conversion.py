@@ -1,16 +1,16 @@
 """A model from one layout to the other: diffusers' folder, or the original single file."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sdcli import families
 from sdcli.checkpoints import stock
-from sdcli.checkpoints.folder import load_components, read_index
+from sdcli.checkpoints.folder import load_components
 from sdcli.checkpoints.saving import save_components
-from sdcli.checkpoints.single_file import original_tensors
+from sdcli.checkpoints.single_file import PREDICTION, PREDICTIONS, original_tensors
 from sdcli.checkpoints.writing import to_dtype, write_tensors
 from sdcli.device import DTYPES
 from sdcli.errors import SdcliError
@@ -45,8 +45,14 @@ def convert(source: Path, target: Path, precision: str = "auto") -> None:
         raise SdcliError(f"{source} has no {missing[0]}, which a single file has", hint="keep it as a folder")
     check_told_by_shapes(networks, family, source)
     tensors = to_dtype(original_tensors(networks, family), dtype, target.name)
-    about = {"sdcli.source": str(read_index(source).get("_class_name", ""))}
-    write_tensors(target, tensors, about)
+    config = components["scheduler"].config
+    names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    if config.prediction_type not in names:
+        message = f"a single file cannot tell that {source} predicts the {config.prediction_type}"
+        raise SdcliError(message, hint=AS_FOLDER)
+    if config.rescale_betas_zero_snr:
+        tensors["ztsnr"] = torch.zeros(0)
+    write_tensors(target, tensors, {PREDICTION: names[config.prediction_type]})
 
 
 def family_of_components(components: dict) -> Family:
@@ -65,7 +71,7 @@ def check_told_by_shapes(networks: dict[str, nn.Module], family: Family, source:
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in original_tensors(networks, family).items()}
     told = {"unet": families.unet_config(shapes, family), "vae": families.vae_config(shapes, family)}
-    told |= {name: families.text_config(shapes, replace(part, dropped=0)) for name, part in family.texts.items()}
+    told |= {name: families.text_config(shapes, part) for name, part in family.texts.items()}
     for name, config in told.items():
         kind = stock.stock_of(networks[name])
         try:

@@ -40,7 +40,8 @@ class Fingerprints(threading.Thread):
             self.names = {path: path.relative_to(folder).as_posix() for path in files}
         if adapter is not None:
             self.names |= {path: path.name for path in adapter.glob("*.safetensors")}
-        self.names |= {path: path.name for path in others}
+        for path in others:
+            self.names[path] = str(path) if path.name in self.names.values() else path.name
         self._digests: dict[str, str] = {}
         self._remembered = read_remembered()
         self._error: SdcliError | None = None

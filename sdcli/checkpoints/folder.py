@@ -45,6 +45,8 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
         )
     names = needed_components(index, model.path)
     if model.vae is not None:
+        if "vae" not in names:
+            raise SdcliError(f"--vae does not go with {model.path}, which has none", hint="leave it out")
         names.remove("vae")
     for name in names:
         require_component(index, model.path, name)

@@ -5,14 +5,14 @@ A layer is called by its component and stock's name, such as unet.down_blocks.0.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sdcli.checkpoints.original import unet_place
+from sdcli.checkpoints.original import Config, unet_place
 from sdcli.checkpoints.weights import read_any, some
 from sdcli.errors import SdcliError
 
@@ -36,6 +36,7 @@ ENDS = {
     ".lora.up.weight": "up",
     ".alpha": "alpha",
     DORA: "dora",
+    ".lora_magnitude_vector": "dora",
 }
 KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -54,7 +55,7 @@ class Change:
         down: (rank, D_in), or (rank, C_in, k, k) of a convolution.
         up: (D_out, rank), or (C_out, rank, 1, 1).
         mid: (rank, rank, k, k) between them, of LoCon's decomposed convolutions.
-        alpha: None is the rank.
+        alpha: None or 0 is the rank, as sd-scripts has it.
         dora: lengths of the columns of the changed weight, (D_out, 1) or so; None leaves them.
     """
 
@@ -95,41 +96,48 @@ class Lora:
         return len(self.changes)
 
 
-def read_lora(path: Path, networks: Mapping[str, nn.Module], allow_pickle: bool = False) -> Lora:
+def read_lora(path: Path, layers: Mapping[str, nn.Module], unet: Config, allow_pickle: bool = False) -> Lora:
     """Read a LoRA for a model.
 
     Args:
         path: of the file.
-        networks: unet, text_encoder and text_encoder_2 of the model, as far as it has them.
+        layers: of the model, as `layers_of` gives them.
+        unet: its configuration, which tells the names that the original layout has for its layers.
         allow_pickle: read a file that is no safetensors, by `weights_only`.
 
     Raises:
         SdcliError: the file is bad, is no LoRA, or does not fit the model; how many of its layers do is told.
     """
     tensors, metadata = read_any(path, allow_pickle)
-    layers = {f"{name}.{layer}": module for name in networks for layer, module in layers_of(name, networks[name])}
     if any(SIMO_KEY.fullmatch(key) for key in tensors):
         lora = Lora(path, simo_changes(tensors, layers, path))
     else:
-        lora = Lora(path, named_changes(tensors, layers, networks, path))
+        lora = Lora(path, named_changes(tensors, layers, unet, path))
     fill_alphas(lora, metadata)
     check(lora, layers)
     return lora
 
 
-def layers_of(name: str, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that a LoRA may change, by stock's names."""
-    for path, module in network.named_modules():
-        if getattr(module, "weight", None) is not None and module.weight.ndim in (2, 4):
-            inner = path if name == "unet" or path.startswith(TEXT_MODEL) else TEXT_MODEL + path
-            yield inner.replace(f"{TEXT_MODEL}text_projection", "text_projection"), module
+def layers_of(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The layers that a LoRA may change, by stock's names.
+
+    Args:
+        networks: unet, text_encoder and text_encoder_2 of the model, as far as it has them.
+    """
+    layers = {}
+    for name, network in networks.items():
+        for path, module in network.named_modules():
+            if getattr(module, "weight", None) is not None and module.weight.ndim in (2, 4):
+                inner = path if name == "unet" or path.startswith(TEXT_MODEL) else TEXT_MODEL + path
+                layers[f"{name}.{inner.replace(f'{TEXT_MODEL}text_projection', 'text_projection')}"] = module
+    return layers
 
 
 def named_changes(
-    tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], networks: Mapping[str, nn.Module], path: Path
+    tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], unet: Config, path: Path
 ) -> dict[str, Change]:
     """Changes of a file whose keys name layers."""
-    spelled = spellings(layers, networks)
+    spelled = spellings(layers, unet)
     changes: dict[str, Change] = {}
     strange = []
     for key, tensor in tensors.items():
@@ -150,7 +158,7 @@ def named_changes(
     return changes
 
 
-def spellings(layers: Mapping[str, nn.Module], networks: Mapping[str, nn.Module]) -> dict[str, str]:
+def spellings(layers: Mapping[str, nn.Module], unet: Config) -> dict[str, str]:
     """Every way to write a layer's name, to the name."""
     spelled = {}
     for name in layers:
@@ -161,7 +169,7 @@ def spellings(layers: Mapping[str, nn.Module], networks: Mapping[str, nn.Module]
                 spelled[prefix + inner.replace(".", "_")] = name
         if component == "unet":
             spelled[inner] = name  # diffusers' oldest files have no component in their keys
-            place = unet_place(f"{inner}.weight", networks["unet"].config)
+            place = unet_place(f"{inner}.weight", unet)
             if place is not None:
                 spelled.setdefault("lora_unet_" + place.key.removesuffix(".weight").replace(".", "_"), name)
     return spelled

@@ -30,6 +30,8 @@ from sdcli.errors import SdcliError
 from sdcli.families import Family, TextPart
 from sdcli.headers import Shapes, read_header
 
+PREDICTION = "modelspec.prediction_type"  # entry of the metadata: github.com/Stability-AI/ModelSpec
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
 TOWER = "text_model."  # in front of the keys of a text encoder with a projection
 
 
@@ -42,7 +44,9 @@ class SingleFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.shapes: Shapes = read_header(path).shapes
+        header = read_header(path)
+        self.shapes: Shapes = header.shapes
+        self.metadata = header.metadata
         self.family: Family = families.family_of(self.shapes, path)
 
     @cached_property
@@ -84,18 +88,24 @@ class SingleFile:
         return name == "text_encoder_2"
 
     def config(self, name: str) -> dict[str, Any]:
-        """The configuration of a component."""
+        """The configuration of a component. Raises SdcliError where weights that tell of it are missing or odd."""
+        with families.understood(self.path):
+            return self._config(name)
+
+    def _config(self, name: str) -> dict[str, Any]:
         if name == "unet":
             return families.unet_config(self.shapes, self.family)
         if name == "vae":
             return families.vae_config(self.shapes, self.family)
         if name == "scheduler":
-            return self.family.scheduler | self._told_by_keys()
+            return self.family.scheduler | self._told()
         return families.text_config(self.shapes, self.texts[name])
 
-    def _told_by_keys(self) -> dict[str, Any]:
-        """What keys without weights say of the noise schedule, as some trainers write them."""
+    def _told(self) -> dict[str, Any]:
+        """What metadata, and keys without weights, say of the noise schedule, as some trainers write them."""
         told: dict[str, Any] = {}
+        if self.metadata.get(PREDICTION) in PREDICTIONS:
+            told["prediction_type"] = PREDICTIONS[self.metadata[PREDICTION]]
         if "v_pred" in self.shapes:
             told["prediction_type"] = "v_prediction"
         if "ztsnr" in self.shapes:
@@ -169,14 +179,16 @@ def read_vae(path: Path, placement: Placement, scaling_factor: float) -> nn.Modu
     """
     shapes, kind = read_header(path).shapes, stock.named("diffusers", "AutoencoderKL", path)
     if "decoder.up_blocks.0.resnets.0.conv1.weight" in shapes:
-        config = families.stock_vae_config(shapes) | {"scaling_factor": scaling_factor}
+        with families.understood(path):
+            config = families.stock_vae_config(shapes) | {"scaling_factor": scaling_factor}
         component = stock.build(kind, config, path)
         assign(component, stock.to_our_keys(kind, read_tensors(path)), path, placement)
         return component.eval()
     prefix = families.VAE if families.has_any(shapes, families.VAE) else ""
     if f"{prefix}decoder.conv_in.weight" not in shapes:
         raise SdcliError(f"{path} is no VAE: it has no decoder.conv_in.weight", hint="name a VAE's own file or folder")
-    config = families.vae_config(shapes, prefix=prefix) | {"scaling_factor": scaling_factor}
+    with families.understood(path):
+        config = families.vae_config(shapes, prefix=prefix) | {"scaling_factor": scaling_factor}
     component = stock.build(kind, config, path)
     tensors = read_tensors(path)
     found, unused = from_original(list(component.state_dict()), tensors, prefix, vae_place, config)
@@ -207,4 +219,14 @@ def original_tensors(components: Mapping[str, nn.Module], family: Family) -> dic
         component = components[name]
         tensors = {key.removeprefix(TOWER): tensor for key, tensor in component.state_dict().items()}
         written |= to_original(tensors, prefix, place_of, component.config)
+        for extra in range(family.texts[name].dropped if name in family.texts else 0):
+            written |= last_layer_again(written, prefix, component.config.num_hidden_layers + extra)
     return written
+
+
+def last_layer_again(tensors: Mapping[str, Tensor], prefix: str, number: int) -> dict[str, Tensor]:
+    """The layer before `number` as that one, which a reader of the file leaves out."""
+    blocks = f"{prefix}transformer.resblocks."
+    before = f"{blocks}{number - 1}."
+    ours = {key: each for key, each in tensors.items() if key.startswith(before)}
+    return {key.replace(before, f"{blocks}{number}."): each.clone() for key, each in ours.items()}

@@ -80,7 +80,8 @@ ControlEnd = Annotated[
     float, typer.Option("--control-end", metavar="X", help="Share of the steps after which it counts no more.")
 ]
 HiresScale = Annotated[
-    float, typer.Option("--hires-scale", metavar="X", help="Enlarge the picture, and go over it once more.")
+    float,
+    typer.Option("--hires-scale", metavar="X", help="Enlarge the picture and go over it again, without ControlNets."),
 ]
 HiresStrength = Annotated[
     float, typer.Option("--hires-strength", metavar="X", help="How much is made anew in that second pass.")

@@ -12,7 +12,7 @@ from sdcli.components.scheduler import Scheduler
 from sdcli.components.unet import UNet
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
-from sdcli.registry import find_architecture, find_model
+from sdcli.registry import find_architecture, find_loadable
 from sdcli.training.settings import ADAPTERS, DENOISERS, TrainSettings
 from sdcli.training.tokenizer import train_tokenizer
 
@@ -49,7 +49,7 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
     architecture = find_architecture(settings.config) if settings.config is not None else None
     model = Model({})
     if settings.model is not None:
-        model = load_model(find_model(settings.model).path, whole_clip=settings.part == "clip" and not architecture)
+        model = load_model(find_loadable(settings.model).path, whole_clip=settings.part == "clip" and not architecture)
     if settings.part in DENOISERS and architecture is None:
         check_trainable(model, settings)
     if settings.part in ADAPTERS:
