@@ -1,6 +1,7 @@
 """Every family in every layout makes stock's picture, plain and with what can be put onto it."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -431,3 +432,16 @@ def test_a_model_that_no_single_file_can_tell_of_stays_a_folder(tmp_path):
         convert(find_model("emoji").path, tmp_path / "it.safetensors")
     assert "folder" in caught.value.hint
     assert not (tmp_path / "it.safetensors").exists()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_a_converted_model_says_what_it_predicts(name, prediction_type, written, tmp_path):
+    """In the entry of its metadata that the field has for it; keys and shapes do not tell."""
+    folder = tmp_path / "model"
+    shutil.copytree(written(name, "folder"), folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": prediction_type}))
+    convert(folder, tmp_path / "it.safetensors")
+    scheduler = load_pipeline(find_model(str(tmp_path / "it.safetensors")), ON_CPU).scheduler
+    assert scheduler.config.prediction_type == prediction_type

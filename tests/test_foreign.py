@@ -1,6 +1,7 @@
 """Other families run by diffusers' own pipelines, with the same command, flags, files and metadata."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy
@@ -18,6 +19,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from families import VOCABULARY, text_encoder
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -193,10 +195,21 @@ def test_what_a_family_does_not_take_is_refused(name, flags, message, folders, t
 
 def test_a_folder_of_another_family_that_is_damaged_is_one_error(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    import shutil
-
     shutil.copytree(folders["sd3"], tmp_path / "broken")
     (tmp_path / "broken" / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"short")
     assert run(["generate", "a cat", "-m", "broken", "-W", "32", "-H", "32", "-o", "c.png"]) == 1
     error = capsys.readouterr().err
     assert "error: broken does not load: " in error and "Traceback" not in error
+
+
+def test_what_is_no_number_is_no_picture(folders, tmp_path, monkeypatch, capsys):
+    """Exit code 4 and no file, as for our own components."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders["sd3"], tmp_path / "broken")
+    file = tmp_path / "broken" / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.conv_out.bias"][0] = float("nan")
+    save_file(tensors, file)
+    assert run(["generate", "a cat", "-m", "broken", "-W", "32", "-H", "32", "--steps", "1", "-o", "c.png"]) == 4
+    assert "is not a number" in capsys.readouterr().err
+    assert not (tmp_path / "c.png").exists()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shutil
 from pathlib import Path
 
@@ -22,8 +23,13 @@ from lora_files import as_kohya, matrices
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sdcli.checkpoints import load_pipeline, sha256_of
+from sdcli.checkpoints.folder import ON_CPU
 from sdcli.cli import run
+from sdcli.errors import SdcliError
+from sdcli.families import IGNORED, IGNORED_ENDS
 from sdcli.images import load_image, read_text
+from sdcli.registry import find_loadable
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--steps", "3", "-s", "1", "-g", "3", "--device", "cpu", "--progress", "none")
@@ -264,3 +270,58 @@ def test_pickles_links_and_strangers_are_one_error(sd1, capsys):
     shutil.copytree(sd1, "copy")
     shutil.rmtree("copy/vae")
     assert "has no vae" in refused(capsys, "-m", "copy", "-W", "32", "-H", "32")
+
+
+def test_a_single_file_without_any_of_its_keys_is_one_error(single):
+    """Or with one of an odd shape: a hundred keys by chance, and no traceback."""
+    tensors = load_file(single)
+    draw = random.Random(0)
+    for key in draw.sample(sorted(key for key in tensors if tensors[key].ndim), 60):
+        for changed in ({}, {key: torch.zeros(3)}):
+            save_file({name: each for name, each in tensors.items() if name != key} | changed, "it.safetensors")
+            try:
+                load_pipeline(find_loadable("it.safetensors"), ON_CPU)
+            except SdcliError as error:
+                assert error.hint
+                continue
+            assert key.endswith(IGNORED_ENDS) or key.startswith(IGNORED), key
+
+
+def test_a_model_for_inpainting_says_what_it_needs(tmp_path, capsys):
+    """Before its weights are read; in either layout."""
+    for write in (write_folder, write_single_file):
+        model = write("sd1-inpainting", tmp_path / write.__name__)
+        said = refused(capsys, "-m", model, "-W", "32", "-H", "32")
+        assert "is for inpainting, and needs a picture and a mask" in said
+    assert generate(model, "--init-image", "photo.png", "--mask", "mask.png").shape == (32, 32, 3)
+    flags = ("--init-image", "photo.png", "--mask", "mask.png", "--hires-scale", "2")
+    assert "--hires-scale does not go with --mask" in refused(capsys, "-m", model, *flags)
+
+
+def test_every_file_of_weights_is_hashed(sd1, tmp_path):
+    """Two of one name, a ControlNet and a VAE in the place of the model's own among them."""
+    reference = StableDiffusionPipeline.from_pretrained(sd1, safety_checker=None)
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        save_file(as_kohya(matrices(reference), reference), f"{folder}/it.safetensors")
+    reference.vae.save_pretrained("other")
+    network = ControlNetModel.from_unet(reference.unet, conditioning_embedding_out_channels=(16, 32))
+    network.save_pretrained("control")
+    flags = (
+        "--lora",
+        "a/it.safetensors:0.1",
+        "--lora",
+        "b/it.safetensors:0.1",
+        "--vae",
+        "other",
+        "-W",
+        "32",
+        "-H",
+        "32",
+    )
+    generate(sd1, *flags, "--controlnet", "control", "--control-image", "photo.png")
+    weights = json.loads(read_text(Path("out.png"))[0]["sdcli"])["weights"]
+    assert weights["it.safetensors"] == weights["b/it.safetensors"] == sha256_of(Path("a/it.safetensors"))
+    files = [Path("other/diffusion_pytorch_model.safetensors"), Path("control/diffusion_pytorch_model.safetensors")]
+    assert {sha256_of(path) for path in files} <= {*weights.values()}
+    assert "vae/diffusion_pytorch_model.safetensors" not in weights

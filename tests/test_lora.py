@@ -16,7 +16,7 @@ from sdcli.checkpoints import load_pipeline
 from sdcli.checkpoints.adapters import put_lora, put_word
 from sdcli.checkpoints.embeddings import read_word
 from sdcli.checkpoints.folder import ON_CPU
-from sdcli.checkpoints.lora import layers_of, simo_layers
+from sdcli.checkpoints.lora import Change, layers_of, simo_layers
 from sdcli.errors import SdcliError
 from sdcli.registry import find_model
 
@@ -193,3 +193,31 @@ def test_pickles_need_to_be_allowed_and_words_to_fit(folders, tmp_path):
     save_file({"a": torch.zeros(1, 2), "b": torch.zeros(1, 2)}, tmp_path / "two.safetensors")
     with pytest.raises(SdcliError, match="is no embedding: it has a and 1 more"):
         read_word(tmp_path / "two.safetensors")
+
+
+@pytest.mark.parity
+def test_the_decomposed_convolutions_of_locon_are_three_convolutions():
+    """down, mid and up one after the other do what their product does (LyCORIS calls it Tucker decomposition)."""
+    generator = torch.Generator().manual_seed(0)
+    down, mid = torch.randn(3, 5, 1, 1, generator=generator), torch.randn(3, 3, 3, 3, generator=generator)
+    up, picture = torch.randn(4, 3, 1, 1, generator=generator), torch.randn(1, 5, 8, 8, generator=generator)
+    convolve = torch.nn.functional.conv2d
+    expected = convolve(convolve(convolve(picture, down), mid, padding=1), up)
+    difference = Change(down, up, mid).difference(torch.zeros(4, 5, 3, 3))
+    torch.testing.assert_close(convolve(picture, difference, padding=1), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parity
+def test_dora_makes_stocks_picture(folders, tmp_path):
+    """Weights whose rows are brought to learned lengths, as peft computes them."""
+    reference = fresh_stock(folders["sd1"])
+    made = {layer: pair for layer, pair in matrices(reference).items() if layer.startswith("unet.")}
+    tensors = as_peft(made, reference)
+    for layer in made:
+        weight = reference.unet.get_submodule(layer.removeprefix("unet.")).weight
+        tensors[f"{layer}.lora_magnitude_vector"] = 1.2 * weight.detach().norm(dim=1)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "dora.safetensors")
+    reference.load_lora_weights(tmp_path / "dora.safetensors")
+    pipeline = load_pipeline(find_model(str(folders["sd1"])), ON_CPU)
+    put_lora(pipeline, tmp_path / "dora.safetensors")
+    assert numpy.abs(of_stock(reference) - ours(pipeline)).max() <= ALMOST_EQUAL
