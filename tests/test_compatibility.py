@@ -27,7 +27,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
 )
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-from families import BETAS, LAYOUTS, NAMES, SIDE_PX, WIDTH, stock
+from families import BETAS, LAYOUTS, NAMES, OF_FAMILY, SIDE_PX, WIDTH, stock
 from lora_files import as_kohya, matrices
 from safetensors.torch import load_file, save_file
 
@@ -36,9 +36,12 @@ from sdcli.checkpoints.adapters import put_lora, put_word
 from sdcli.checkpoints.conversion import convert
 from sdcli.checkpoints.embeddings import read_word
 from sdcli.checkpoints.folder import ON_CPU
+from sdcli.checkpoints.original import unet_place
 from sdcli.components.control import Control
 from sdcli.components.scheduler import Scheduler
+from sdcli.components.unet import UNet
 from sdcli.errors import SdcliError
+from sdcli.families import unet_config
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import find_model
 from sdcli.settings import DenoiseSettings
@@ -445,3 +448,47 @@ def test_a_converted_model_says_what_it_predicts(name, prediction_type, written,
     convert(folder, tmp_path / "it.safetensors")
     scheduler = load_pipeline(find_model(str(tmp_path / "it.safetensors")), ON_CPU).scheduler
     assert scheduler.config.prediction_type == prediction_type
+
+
+LANDMARKS = {  # keys of the published files
+    "sd1": ("output_blocks.2.1.conv.weight", "output_blocks.5.2.conv.weight", "output_blocks.8.2.conv.weight"),
+    "sdxl": ("output_blocks.2.2.conv.weight", "output_blocks.5.2.conv.weight", "label_emb.0.2.weight"),
+}
+FULL = {
+    "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "count"), [("sd1", 686), ("sdxl", 1680)])
+def test_a_unet_of_full_size_has_the_keys_of_the_published_files(name, count):
+    """As many, all different, the upsamplers in their places; diffusers' converter would read them elsewhere too."""
+    with torch.device("meta"):
+        unet = UNet(**FULL[name])
+    keys = {unet_place(key, unet.config).key for key in unet.state_dict()}
+    assert len(keys) == len(unet.state_dict()) == count
+    assert {
+        "input_blocks.3.0.op.weight",
+        "middle_block.1.transformer_blocks.0.attn1.to_q.weight",
+        *LANDMARKS[name],
+    } <= keys
+    shapes = {
+        f"model.diffusion_model.{unet_place(key, unet.config).key}": tuple(each.shape)
+        for key, each in unet.state_dict().items()
+    }
+    shapes["conditioner.embedders.1.model.text_projection"] = (1280, 1280)
+    told = unet_config(shapes, OF_FAMILY[name])
+    for key, value in FULL[name].items():
+        given = told[key]
+        assert given == (list(value) if isinstance(value, tuple) and isinstance(given, list) else value), key
