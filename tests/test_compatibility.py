@@ -418,7 +418,8 @@ def test_a_converted_model_makes_the_same_picture(name, written, tmp_path):
     folder = written(name, "folder")
     convert(folder, tmp_path / "it.safetensors")
     convert(tmp_path / "it.safetensors", tmp_path / "back")
-    pictures = [ours(load_pipeline(find_model(str(path)), ON_CPU)) for path in (folder, tmp_path / "it.safetensors")]
+    both = [load_pipeline(find_model(str(path)), ON_CPU) for path in (folder, tmp_path / "it.safetensors")]
+    pictures = [our_plain(pipeline, name, tmp_path) for pipeline in both]
     assert numpy.array_equal(*pictures)
     for before in folder.rglob("*.safetensors"):
         after = load_file(tmp_path / "back" / before.relative_to(folder))

@@ -1,5 +1,7 @@
 """A model from one layout to the other: diffusers' folder, or the original single file."""
 
+from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from sdcli.checkpoints.folder import load_components
 from sdcli.checkpoints.saving import save_components
 from sdcli.checkpoints.single_file import PREDICTION, PREDICTIONS, original_tensors
 from sdcli.checkpoints.writing import to_dtype, write_tensors
+from sdcli.components.unet_config import per_level
 from sdcli.device import DTYPES
 from sdcli.errors import SdcliError
 from sdcli.families import REFINER, SD1, SD2, SDXL, Family
@@ -78,10 +81,21 @@ def check_told_by_shapes(networks: dict[str, nn.Module], family: Family, source:
             expected = stock.build(kind, config, source).config
         except SdcliError as error:
             raise SdcliError(f"a single file cannot tell of the {name} of {source}: {error}", hint=AS_FOLDER) from error
-        for key, value in networks[name].config.items():
+        expected = in_effect(expected)
+        for key, value in in_effect(networks[name].config).items():
             if key not in UNTOLD and not key.startswith("_") and as_tuple(expected[key]) != as_tuple(value):
                 message = f"a single file cannot tell that the {name} of {source} has {key} {value}"
                 raise SdcliError(message, hint=AS_FOLDER)
+
+
+def in_effect(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, without the number of transformer blocks of levels that have none; the lowest one's is the middle's."""
+    config = dict(config)
+    if depth := config.get("transformer_layers_per_block"):
+        types = config["down_block_types"]
+        attended = ["CrossAttn" in each for each in types[:-1]] + [True]
+        config["transformer_layers_per_block"] = list(compress(per_level(depth, len(types)), attended))
+    return config
 
 
 def as_tuple(value: Any) -> Any:
