@@ -206,9 +206,13 @@ class SdPipeline(DiffusionPipeline):
         return len(self._begin(settings))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (B, L) of texts, padded and cut off to the text encoder's number of them; for training."""
-        options = {"max_length": self.readers[0].length, "padding": "max_length", "truncation": True}
-        return self.tokenizer(list(texts), return_tensors="pt", **options).input_ids
+        """Tokens (B, L) of texts, padded and cut off to the text encoder's number of them; for training.
+
+        Those of two text encoders lie side by side, (B, 2 * L).
+        """
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        read = [each.tokenizer(list(texts), max_length=each.length, **options).input_ids for each in self.readers]
+        return torch.cat(read, dim=1)
 
     def latents_shape(self, count: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(B, C, h, w) of `count` images of that many pixels.
@@ -258,7 +262,7 @@ class SdPipeline(DiffusionPipeline):
             Standard normal noise (B, C, h, w), and the picture.
         """
         height, width = pixel_values.shape[2:]
-        shown_mask = self._shown_mask
+        shown_mask = self.inpaints
         # A UNet that is shown the rest of the picture, and begins from noise alone, needs no more of it.
         clean = None if shown_mask and strength >= 1 else self.encode(pixel_values, generators)
         noise = self.prepare_latents(generators, height, width, len(pixel_values))
@@ -273,7 +277,7 @@ class SdPipeline(DiffusionPipeline):
         return noise, Canvas(noise if clean is None else clean, small.to(noise), masked)
 
     @property
-    def _shown_mask(self) -> bool:
+    def inpaints(self) -> bool:
         """Whether the UNet is shown the mask and the rest of the picture: one for inpainting, with 2C + 1 channels."""
         return self.vae is not None and self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
 
@@ -314,12 +318,12 @@ class SdPipeline(DiffusionPipeline):
         guided = settings.guidance_scale > 1 and not wanted.empty and not self._knows_guidance
         if guided and unwanted is None:
             raise ValueError("what to steer away from is needed where guidance_scale is above 1")
-        if self._shown_mask and (canvas is None or canvas.masked_latents is None):
+        if self.inpaints and (canvas is None or canvas.masked_latents is None):
             raise ValueError("this UNet is for inpainting: it needs a picture and a mask")
         told = unwanted.joined(wanted) if guided else wanted
         conditions = told.arguments(self.unet) | self._guidance_condition(len(noise), settings.guidance_scale)
         shown = None
-        if self._shown_mask:
+        if self.inpaints:
             shown = torch.cat([canvas.mask, canvas.masked_latents], dim=1)  # (B, 1 + C, h, w)
             shown = shown.to(self._execution_device, self.unet.dtype).repeat(1 + guided, 1, 1, 1)
         timesteps = self._begin(settings)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ class Reader:
                 weights.append([1.0, *chunk.weights, *[1.0] * (self.length - 1 - len(chunk.weights))])
         device = self.text_encoder.device
         output = self.text_encoder(torch.tensor(rows, device=device))
-        features = weighted(self._layer(output, clip_skip), torch.tensor(weights, device=device))
+        features = weighted(self.layer(output, clip_skip), torch.tensor(weights, device=device))
         pooled = None if output.text_embeds is None else output.text_embeds[::count]
         return features.reshape(len(prompts), count * self.length, -1), pooled
 
@@ -121,8 +122,8 @@ class Reader:
         begin, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
         return [begin, *input_ids, end, *[pad] * (self.length - 2 - len(input_ids))]
 
-    def _layer(self, output, clip_skip: int) -> Tensor:
-        """The features that the UNet was trained on, or those of `clip_skip` layers before."""
+    def layer(self, output, clip_skip: int = 0) -> Tensor:
+        """Of what the text encoder gives, the features that a UNet is told, or those of `clip_skip` layers before."""
         if self.before_last:
             return output.hidden_states[-2 - clip_skip]
         return self.text_encoder.skip_layers(output, clip_skip) if clip_skip else output.last_hidden_state
@@ -141,6 +142,15 @@ def weighted(features: Tensor, weights: Tensor) -> Tensor:
     scaled = features.float() * weights[..., None]
     scaled = scaled * (features.float().mean(dim=(1, 2), keepdim=True) / scaled.mean(dim=(1, 2), keepdim=True))
     return torch.where(told[:, None, None], scaled.to(features.dtype), features)
+
+
+def takes_score(config: Mapping[str, Any], pooled_width: int) -> bool:
+    """Whether a UNet of SDXL is told how beautiful a picture is to be (the refiner), and not the size that is wanted.
+
+    Both are told the size that a picture had, and what was cut off above and left of it.
+    """
+    width = config["projection_class_embeddings_input_dim"] - pooled_width
+    return width // config["addition_time_embed_dim"] == 5
 
 
 class PromptEncoder:
@@ -210,9 +220,7 @@ class PromptEncoder:
         if self.config.get("addition_embed_type") != "text_time":
             return Conditioning(prompt_embeds=embeds, class_labels=labels)
         size, score = about
-        width = self.config["projection_class_embeddings_input_dim"] - pooled.shape[1]
-        told_score = width // self.config["addition_time_embed_dim"] == 5
-        time_ids = [*size, 0, 0, score] if told_score else [*size, 0, 0, *size]  # original, cut off, wanted
+        time_ids = [*size, 0, 0, *([score] if takes_score(self.config, pooled.shape[1]) else size)]
         time_ids = torch.tensor([time_ids] * len(texts), device=embeds.device)
         return Conditioning(embeds, pooled, time_ids, labels)
 

@@ -287,8 +287,13 @@ FEATURES = {
     "LoRA": Feature("`--lora`", NAMES, stock_lora, our_lora),
     "inversion": Feature("`--embedding`", NAMES, stock_word, our_word),
 }
+# Variants and shards are read by the same code as the plain folder, so the whole table is for the slow run.
+QUICK_LAYOUTS = ("folder", "single file")
 TABLE = [
-    (name, layout, title) for title, feature in FEATURES.items() for name in feature.families for layout in LAYOUTS
+    pytest.param(name, layout, title, marks=() if title == "plain" or layout in QUICK_LAYOUTS else pytest.mark.slow)
+    for title, feature in FEATURES.items()
+    for name in feature.families
+    for layout in LAYOUTS
 ]
 
 

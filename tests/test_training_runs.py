@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import write_folder, write_single_file
+from families import write_single_file
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -438,18 +438,6 @@ def wait_for(path: Path) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until and not path.exists():
         time.sleep(0.02)
-
-
-@pytest.mark.parametrize(
-    ("family", "message"), [("sdxl", "does not train SDXL"), ("sd1-inpainting", "does not train a UNet for inpainting")]
-)
-def test_unets_that_are_told_more_are_not_trained(family, message, squares, tmp_path):
-    """Said before the first update, for the UNet and what is put onto it."""
-    folder = write_folder(family, tmp_path / family)
-    for part in ({"part": "unet"}, {"part": "lora"}, {"part": "embedding", "token": "<x>"}):
-        with pytest.raises(SdcliError, match=message):
-            list(train(settings(squares, tmp_path / "run", model=str(folder), **part)))
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_single_file_can_be_trained_on(squares, tmp_path):

@@ -5,7 +5,7 @@ A folder of adapters holds `adapter.json`, which names the model that they are f
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from sdcli.checkpoints.embeddings import LearnedWord, read_word
+from sdcli.checkpoints.embeddings import FIRST, LearnedWord, read_word
 from sdcli.checkpoints.lora import COMPONENTS, OTHER_MODEL, layers_of, read_lora
 from sdcli.checkpoints.writing import to_dtype, whole_folder, write_tensors, write_text
 from sdcli.components.clip import TextEncoder
@@ -107,12 +107,20 @@ class Undo:
 
 
 def write_embedding(
-    folder: Path, token: str, vector: Tensor, model: str, dtype: torch.dtype | None, metadata: Mapping[str, str]
+    folder: Path, word: LearnedWord, model: str, dtype: torch.dtype | None, metadata: Mapping[str, str]
 ) -> None:
-    """Write the vector (1, D) of a new word, whole or not at all. Raises SdcliError where that is not possible."""
+    """Write a new word, whole or not at all. Raises SdcliError where that is not possible.
+
+    The key of a vector is the word; of a model with a second text encoder, those of SDXL's files, clip_l and clip_g.
+    """
+    if "text_encoder_2" in word.vectors:
+        vectors = {name: word.vectors[component] for name, component in FIRST.items() if component in word.vectors}
+    else:
+        vectors = {word.token: word.vectors["text_encoder"]}
+    about = {"model": model, "kind": "embedding", "token": word.token}
     with whole_folder(folder, ADAPTER) as beside:
-        write_tensors(beside / EMBEDDING, to_dtype({token: vector}, dtype, "embedding"), metadata)
-        write_text(beside / ADAPTER, json.dumps({"model": model, "kind": "embedding"}, indent=2) + "\n")
+        write_tensors(beside / EMBEDDING, to_dtype(vectors, dtype, "embedding"), metadata)
+        write_text(beside / ADAPTER, json.dumps(about, indent=2) + "\n")
 
 
 def put_word(pipeline: SdPipeline, word: LearnedWord) -> None:
@@ -172,4 +180,5 @@ def apply_adapters(pipeline: SdPipeline, folder: Path) -> None:
     if about["kind"] == "lora":
         put_lora(pipeline, folder / LORA)
     else:
-        put_word(pipeline, read_word(folder / EMBEDDING))
+        word = read_word(folder / EMBEDDING)
+        put_word(pipeline, replace(word, token=about.get("token", word.token)))

@@ -170,6 +170,20 @@ class Pictures:
         """Left, top, right and bottom of what is cut from the picture's own pixels, before it is scaled."""
         return crop_box(self.pictures[shown.index].size, shown.size, shown.place)
 
+    def sizes_told(self, shown: Shown) -> tuple[int, ...]:
+        """What SDXL is told of a picture: rows and columns that it had, those cut off above and left, those it has.
+
+        Reference: Podell et al. 2023 (arXiv:2307.01952), section 2.2.
+        """
+        width, height = shown.size
+        if shown.composition is not None:
+            return (height, width, 0, 0, height, width)
+        old_width, old_height = self.pictures[shown.index].size
+        left, top, right, _ = self.crop(shown)
+        factor = width / (right - left)
+        hidden = old_width - right if shown.flipped else left
+        return (old_height, old_width, round(top * factor), round(hidden * factor), height, width)
+
     def _pixel_values(self, shown: Shown) -> Tensor:
         if shown.composition is not None:
             drawings = [self._drawing(index, shown.size) for index in self._parts(shown)]

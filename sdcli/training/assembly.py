@@ -1,6 +1,6 @@
 """The model that a run starts from: what --model brings, and the part that --config builds anew."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sdcli.components.unet import UNet
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
 from sdcli.registry import find_architecture, find_loadable
-from sdcli.training.settings import ADAPTERS, DENOISERS, TrainSettings
+from sdcli.training.settings import ADAPTERS, TrainSettings
 from sdcli.training.tokenizer import train_tokenizer
 
 BUILT_BY = {
@@ -21,7 +21,6 @@ BUILT_BY = {
     "clip": ("tokenizer", "text_encoder", "image_encoder"),
     "unet": ("unet", "scheduler"),
 }
-WHOLE = ("tokenizer", "text_encoder", "unet", "scheduler")  # what an adapter is put onto
 FORM = "sdcli/training/architectures/emoji.toml shows the form; the keys are those of the stock config.json"
 NETWORKS = {"vae", "text_encoder", "image_encoder", "unet"}
 PIXEL_CHANNELS = 3  # of a UNet that needs no VAE
@@ -50,10 +49,10 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
     model = Model({})
     if settings.model is not None:
         model = load_model(find_loadable(settings.model).path, whole_clip=settings.part == "clip" and not architecture)
-    if settings.part in DENOISERS and architecture is None:
-        check_trainable(model, settings)
     if settings.part in ADAPTERS:
-        require(model, WHOLE, settings, "name a model that generates pictures")
+        hint = "name a model that generates pictures"
+        require(model, ["unet", "scheduler"], settings, hint)
+        require(model, needed_by_unet(model.components["unet"]), settings, hint)
         return with_schedule(model, settings)
     if architecture is not None:
         built, clip = build_part(settings.part, architecture, captions)
@@ -66,28 +65,12 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
     return with_schedule(model, settings)
 
 
-def check_trainable(model: Model, settings: TrainSettings) -> None:
-    """Refuse UNets that are told more than the time, a class and one text.
-
-    Raises:
-        SdcliError: it is one of SDXL, or for inpainting.
-    """
-    unet, vae = model.components.get("unet"), model.components.get("vae")
-    if unet is None:
-        return
-    if unet.config.addition_embed_type is not None:
-        message = f"--part {settings.part} does not train SDXL, whose UNet is told sizes and a second text"
-        raise SdcliError(message, hint="take a model of Stable Diffusion 1 or 2; its VAE alone can be trained")
-    if vae is not None and unet.config.in_channels != vae.config.latent_channels:
-        message = f"--part {settings.part} does not train a UNet for inpainting, which is shown a mask"
-        raise SdcliError(message, hint="take the plain model of the family")
-
-
 def needed_by_unet(unet: UNet) -> list[str]:
     """What a UNet is not trained without: one that takes pixels needs no VAE, one that reads no text no CLIP."""
     reads_text = any("CrossAttn" in kind for kind in unet.config.down_block_types)
     vae = [] if unet.config.in_channels == PIXEL_CHANNELS else ["vae"]
-    return [*vae, "tokenizer", "text_encoder"] if reads_text else vae
+    second = "" if unet.config.addition_embed_type is None else "_2"  # SDXL's refiner has no other
+    return [*vae, f"tokenizer{second}", f"text_encoder{second}"] if reads_text else vae
 
 
 def with_schedule(model: Model, settings: TrainSettings) -> Model:
@@ -169,7 +152,7 @@ def check_architecture(model: Model, settings: TrainSettings, checkpoint: Path) 
                 )
 
 
-def require(model: Model, names: tuple[str, ...], settings: TrainSettings, hint: str) -> None:
+def require(model: Model, names: Sequence[str], settings: TrainSettings, hint: str) -> None:
     """Raise SdcliError where the model lacks one of the components."""
     for name in names:
         if model.components.get(name) is None:

@@ -3,7 +3,7 @@
 Reference: Gal et al. 2022 (arXiv:2208.01618), section 3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +11,55 @@ import torch
 from torch import Tensor, nn
 
 from sdcli.checkpoints.adapters import EMBEDDING, add_token, write_embedding
-from sdcli.checkpoints.embeddings import read_word
+from sdcli.checkpoints.embeddings import LearnedWord, read_word
 from sdcli.data.pictures import Pictures
 from sdcli.data.store import Store
 from sdcli.errors import SdcliError
+from sdcli.prompts import Reader
 from sdcli.training.assembly import Model
+from sdcli.training.parts.base import Batch
+from sdcli.training.parts.captions import read_tokens, text_arguments
 from sdcli.training.parts.unet import UnetPart
 from sdcli.training.settings import TrainSettings
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
 
 class Word(nn.Module):
-    """The vectors of a new word, and the network that is told them.
+    """The vectors of a new word, one for each text encoder, and the network that is told them.
 
     Args:
-        text_encoder: whose last token is the new one.
+        readers: text encoders whose last token is the new one.
         unet: which predicts.
-        vector: what the new token starts from, (1, D).
+        vectors: what the new token starts from, (1, D) for each of them.
     """
 
-    def __init__(self, text_encoder: nn.Module, unet: nn.Module, vector: Tensor):
+    def __init__(self, readers: Sequence[Reader], unet: nn.Module, vectors: Sequence[Tensor]):
         super().__init__()
-        self.text_encoder = text_encoder
+        self.readers = readers
+        self.text_encoders = nn.ModuleList(reader.text_encoder for reader in readers)
         self.unet = unet
-        self.vector = nn.Parameter(vector.clone())
+        self.vectors = nn.ParameterList(vector.clone() for vector in vectors)
 
     def forward(
-        self, noisy_latents: Tensor, timesteps: Tensor, input_ids: Tensor, class_labels: Tensor | None = None
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        input_ids: Tensor,
+        time_ids: Tensor | None = None,
+        kept: Tensor | None = None,
+        class_labels: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, h, w), (B,), tokens (B, L) and perhaps classes (B,) to the UNet's output (B, C, h, w)."""
-        name, table = token_table(self.text_encoder)
-        weights = {name: torch.cat([table[:-1].detach(), self.vector.to(table.dtype)])}
-        output = torch.func.functional_call(self.text_encoder, weights, (input_ids,))
-        return self.unet(noisy_latents, timesteps, output.last_hidden_state, class_labels)
+        """(B, C, h, w), (B,), tokens (B, L), and what `text_arguments` takes, to the UNet's output (B, C, h, w)."""
+        vectors = dict(zip(self.text_encoders, self.vectors, strict=True))
+
+        def call(text_encoder: nn.Module, tokens: Tensor) -> Any:
+            name, table = token_table(text_encoder)
+            weights = {name: torch.cat([table[:-1].detach(), vectors[text_encoder].to(table.dtype)])}
+            return torch.func.functional_call(text_encoder, weights, (tokens,))
+
+        told = text_arguments(*read_tokens(self.readers, input_ids, call), time_ids, kept)
+        return self.unet(noisy_latents, timesteps, class_labels=class_labels, **told)
 
 
 class EmbeddingPart(UnetPart):
@@ -50,50 +67,56 @@ class EmbeddingPart(UnetPart):
 
     def __init__(self, model: Model, data: Pictures, settings: TrainSettings, store: Store):
         super().__init__(model, data, settings, store)
-        pipeline = self.pipeline
-        if pipeline.text_encoder is None:
+        readers = self.pipeline.readers
+        if not readers:
             raise SdcliError(
                 "--part embedding needs a text encoder, and the model has none", hint="give another --model"
             )
-        start = self._start(pipeline)
-        add_token(pipeline.tokenizer, pipeline.text_encoder, settings.token, start)
-        self.network = Word(pipeline.text_encoder, pipeline.unet, start)
+        starts = [self._start(reader) for reader in readers]
+        for reader, start in zip(readers, starts, strict=True):
+            add_token(reader.tokenizer, reader.text_encoder, settings.token, start)
+        self.network = Word(readers, self.pipeline.unet, starts)
+        self.names = [name for name in TEXT_ENCODERS if getattr(self.pipeline, name) is not None]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The vector of the word."""
-        return [self.network.vector]
+        """The vectors of the word."""
+        return list(self.network.vectors)
 
     def finish(self) -> None:
-        """Put the vector where the text encoder looks it up."""
+        """Put the vectors where the text encoders look them up."""
         with torch.no_grad():
-            token_table(self.pipeline.text_encoder)[1][-1:] = self.network.vector
+            for text_encoder, vector in zip(self.network.text_encoders, self.network.vectors, strict=True):
+                token_table(text_encoder)[1][-1:] = vector
 
     def load(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
-        """Go on with the vector of a checkpoint."""
+        """Go on with the vectors of a checkpoint."""
+        saved = read_word(checkpoint / EMBEDDING).vectors
         with torch.no_grad():
-            self.network.vector.copy_(read_word(checkpoint / EMBEDDING).vectors["text_encoder"])
+            for name, vector in zip(self.names, self.network.vectors, strict=True):
+                vector.copy_(saved[name])
         self.finish()
 
     def write(self, folder: Path, dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
-        """The vector under the word's name, and beside it what it is put onto."""
-        settings = self.settings
-        write_embedding(folder, settings.token, self.network.vector.detach(), settings.model, dtype, metadata)
+        """The vectors under the word's name, and beside them what they are put onto."""
+        vectors = [vector.detach() for vector in self.network.vectors]
+        word = LearnedWord(self.settings.token, dict(zip(self.names, vectors, strict=True)))
+        write_embedding(folder, word, self.settings.model, dtype, metadata)
 
     def sample(self) -> Tensor:
-        """Pictures of the word, with its vector as it is now."""
+        """Pictures of the word, with its vectors as they are now."""
         self.finish()
         return super().sample()
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
-        """The tokens themselves: `Word` looks them up, so that gradients reach its vector."""
-        return input_ids
+    def _told(self, batch: Batch) -> dict[str, Any]:
+        """The tokens themselves: `Word` looks them up, so that gradients reach its vectors."""
+        return {name: batch[name] for name in ("input_ids", "time_ids", "kept") if name in batch}
 
-    def _start(self, pipeline) -> Tensor:
-        """What the vector starts from, (1, D): that of a text's first token; without one, the mean of all tokens."""
-        settings, table = self.settings, token_table(pipeline.text_encoder)[1].detach()
+    def _start(self, reader: Reader) -> Tensor:
+        """What a vector starts from, (1, D): that of a text's first token; without one, the mean of all tokens."""
+        settings, table = self.settings, token_table(reader.text_encoder)[1].detach()
         if settings.initialize_from is None:
             return table.mean(dim=0, keepdim=True)
-        tokens = pipeline.tokenizer(settings.initialize_from, add_special_tokens=False).input_ids
+        tokens = reader.tokenizer(settings.initialize_from, add_special_tokens=False).input_ids
         if not tokens:
             raise SdcliError("--initialize-from is no word", hint="such as --initialize-from cat")
         return table[tokens[:1]].clone()

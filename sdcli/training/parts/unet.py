@@ -1,25 +1,30 @@
 """The UNet learns to tell what noise was added to the latents of a picture, given its caption."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdcli.checkpoints.stock import EVERY_COMPONENT
 from sdcli.components.clip import normalize_for_clip
 from sdcli.components.schedule import add_noise, to_original_sample, velocity
 from sdcli.data.pictures import Pictures, Shown
 from sdcli.data.store import Store
 from sdcli.errors import SdcliError
 from sdcli.pipeline import SdPipeline
+from sdcli.prompts import AESTHETIC_SCORES, takes_score
 from sdcli.settings import DenoiseSettings
 from sdcli.training.assembly import Model
+from sdcli.training.masks import draw_masks
 from sdcli.training.objectives import by_timestep, denoising_loss, min_snr_weights, perceptual_error
 from sdcli.training.parts.base import SHOWN, Batch, Part, in_batches, same_size, sheet
+from sdcli.training.parts.captions import CaptionFeatures, hash_of_weights, text_arguments
 from sdcli.training.settings import TrainSettings
 
 SAMPLED_WITH = DenoiseSettings(num_inference_steps=20, guidance_scale=4.0)
-KEPT_BYTES = 2 * 2**30  # text features, and latents, that stay in memory once computed
+SAVED = (*EVERY_COMPONENT, "image_encoder")  # arguments of SdPipeline
+KEPT_BYTES = 2 * 2**30  # latents that stay in memory once computed
 LEVELS = 4  # timesteps at which a batch that is held out is looked at
 
 
@@ -28,18 +33,20 @@ class UnetPart(Part):
 
     def __init__(self, model: Model, data: Pictures, settings: TrainSettings, store: Store):
         super().__init__(model, data, settings)
-        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "image_encoder")
-        self.pipeline = SdPipeline(**{name: model.components.get(name) for name in names})
+        components = {name: model.components.get(name) for name in SAVED}
+        # SDXL is told an empty text as zeros, its refiner is not, as is said in the folders that are saved.
+        self.zeros_for_empty = components["text_encoder"] is not None and components["text_encoder_2"] is not None
+        self.pipeline = SdPipeline(**components, force_zeros_for_empty_prompt=self.zeros_for_empty)
         self.pipeline.class_names = model.class_names
         self.network = self.pipeline.unet
+        self.network_config = self.pipeline.unet.config
         self.scheduler = self.pipeline.scheduler
         self.prediction_type = self.scheduler.config.prediction_type
         self.store = store
-        self.reads_captions = self.pipeline.text_encoder is not None
+        self.reads_captions = bool(self.pipeline.readers)
         self._vae_hash = "" if self.pipeline.vae is None else hash_of_weights(self.pipeline.vae)
-        self._text_hash = "" if self.pipeline.text_encoder is None else hash_of_weights(self.pipeline.text_encoder)
+        self._captions = CaptionFeatures(self.pipeline, store, data.known)
         self._latents: dict[Shown, Tensor] = {}
-        self._prompt_embeds: dict[bytes, Tensor] = {}
         if settings.loss == "perceptual" and self.pipeline.image_encoder is None:
             raise SdcliError(
                 "--loss perceptual needs the image tower of a CLIP, and the model has none",
@@ -90,8 +97,16 @@ class UnetPart(Part):
             captions = data.captions(shown, number)
             captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
             batch["input_ids"] = self.pipeline.tokenize(captions)
+        if self.zeros_for_empty:
+            batch["kept"] = ~dropped
+        if self.network_config.addition_embed_type is not None:
+            batch["time_ids"] = self._time_ids(data, shown)
         if self.model.class_names:
             batch["class_labels"] = self._classes(data, shown) * ~dropped
+        if self.pipeline.inpaints:
+            batch.setdefault("pixel_values", data.pixel_values(shown))
+            batch["mask"] = draw_masks(len(shown), shown[0].size, generator)
+            batch["drawn_masked"] = torch.randn(shape, generator=generator)
         return batch
 
     def losses(self, network: nn.Module, batch: Batch) -> Batch:
@@ -99,8 +114,11 @@ class UnetPart(Part):
         scheduler, timesteps = self.scheduler, batch["timesteps"]
         latents = self._drawn_latents(batch)
         noisy_latents = add_noise(latents, batch["noise"], timesteps, scheduler.alphas_cumprod)
-        embeds = self._embed(batch["input_ids"]) if "input_ids" in batch else None
-        model_output = network(noisy_latents, timesteps, embeds, batch.get("class_labels"))
+        told = self._told(batch)
+        if "class_labels" in batch:
+            told["class_labels"] = batch["class_labels"]
+        shown = self._shown(batch, latents) if "mask" in batch else []
+        model_output = network(torch.cat([noisy_latents, *shown], dim=1), timesteps, **told)
         if self.settings.loss == "perceptual":
             per_image = self._perceptual(model_output, noisy_latents, latents, timesteps)
         else:
@@ -122,10 +140,16 @@ class UnetPart(Part):
         prompts = list(self.settings.sample_prompts) or self.data.captions(shown, 0)
         width, height = shown[0].size
         negative_prompts = [""] * len(prompts)
-        told = self.pipeline.encode_prompt(prompts, negative_prompts)
+        told = self.pipeline.encode_prompt(prompts, negative_prompts, (height, width))
         generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-        latents = self.pipeline.prepare_latents(generators, height, width)
-        latents = self.pipeline.denoise(latents, *told, SAMPLED_WITH, generators)
+        canvas = None
+        if self.pipeline.inpaints:
+            pixel_values = self.data.pixel_values([shown[number % len(shown)] for number in range(len(prompts))])
+            masks = draw_masks(len(prompts), (width, height), torch.Generator().manual_seed(0))
+            noise, canvas = self.pipeline.prepare_canvas(pixel_values, masks, generators)
+        else:
+            noise = self.pipeline.prepare_latents(generators, height, width)
+        latents = self.pipeline.denoise(noise, *told, SAMPLED_WITH, generators, canvas=canvas)
         return sheet(self.pipeline.decode(latents), columns=4)
 
     def _classes(self, data: Pictures, shown: Sequence[Shown]) -> Tensor:
@@ -155,8 +179,29 @@ class UnetPart(Part):
         if self.pipeline.vae is None:
             return batch["pixel_values"]
         moments = batch["moments"] if "moments" in batch else self._encode(batch["pixel_values"])
-        mean, deviation = moments.to(batch["drawn"].device).chunk(2, dim=1)
-        return (mean + deviation * batch["drawn"]) * self.pipeline.vae.config.scaling_factor
+        return self._draw(moments, batch["drawn"])
+
+    def _draw(self, moments: Tensor, drawn: Tensor) -> Tensor:
+        """Latents of moments (B, 2C, h, w) and standard normal numbers (B, C, h, w), scaled."""
+        mean, deviation = moments.to(drawn.device).chunk(2, dim=1)
+        return (mean + deviation * drawn) * self.pipeline.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def _shown(self, batch: Batch, latents: Tensor) -> list[Tensor]:
+        """What a UNet for inpainting is shown beside noisy latents: the mask, and the latents of what is not under it.
+
+        Masks are (B, 1, h, w).
+        """
+        mask = batch["mask"]
+        masked = self._draw(self._encode(batch["pixel_values"] * (mask < 0.5)), batch["drawn_masked"])
+        return [nn.functional.interpolate(mask, size=latents.shape[2:]), masked]
+
+    def _time_ids(self, data: Pictures, shown: Sequence[Shown]) -> Tensor:
+        """What a UNet of SDXL is told of the sizes of pictures, (B, 6); of the refiner, with a score, (B, 5)."""
+        told = torch.tensor([data.sizes_told(each) for each in shown])
+        if takes_score(self.network_config, self.pipeline.text_encoder_2.config.projection_dim):
+            return torch.cat([told[:, :4].float(), torch.full((len(shown), 1), AESTHETIC_SCORES[0])], dim=1)
+        return told
 
     @torch.no_grad()
     def _encode(self, pixel_values: Tensor) -> Tensor:
@@ -191,42 +236,9 @@ class UnetPart(Part):
         sha256 = data.pictures[shown.index].sha256
         return f"latents 1 {sha256} {data.crop(shown)} {shown.size} {shown.flipped} {self._vae_hash}"
 
-    @torch.no_grad()
-    def _embed(self, input_ids: Tensor) -> Tensor:
-        """Text features (B, L, D) of tokens (B, L), from memory, from the cache, or computed now."""
-        keys = [row.numpy().tobytes() for row in input_ids.cpu()]
-        found: dict[bytes, Tensor] = {}
-        for key in dict.fromkeys(keys):
-            known = self._prompt_embeds.get(key)
-            if known is None:
-                kept = self.store.get_array(self._text_key(key))
-                known = None if kept is None else torch.from_numpy(kept)
-            if known is not None:
-                found[key] = known
-        missing = {key: row for key, row in zip(keys, input_ids, strict=True) if key not in found}
-        if missing:
-            fresh = self.pipeline.text_encoder(torch.stack(list(missing.values()))).last_hidden_state.float().cpu()
-            found |= (computed := dict(zip(missing, fresh, strict=True)))
-            if self._has_room(fresh[0]):
-                self.store.put_arrays((self._text_key(key), features.numpy()) for key, features in computed.items())
-        for key, features in found.items():
-            if self._has_room(features):
-                self._prompt_embeds[key] = features
-        return torch.stack([found[key] for key in keys]).to(input_ids.device)
-
-    def _text_key(self, tokens: bytes) -> str:
-        """Everything that the features of tokens follow from."""
-        return f"text 1 {hashlib.sha256(tokens).hexdigest()} {self._text_hash}"
-
-    def _has_room(self, features: Tensor) -> bool:
-        """Whether more text features are to be kept, in memory and on disk; captions of a stream hardly come again."""
-        return self.data.known and len(self._prompt_embeds) * features.nbytes < KEPT_BYTES
-
-
-def hash_of_weights(network: nn.Module) -> str:
-    """SHA-256 of the weights of a network, whatever file they come from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    def _told(self, batch: Batch) -> dict[str, Any]:
+        """What the network is told of the captions: arguments of `UNet.forward`."""
+        if "input_ids" not in batch:
+            return {}
+        features, pooled = self._captions.features(batch["input_ids"])
+        return text_arguments(features, pooled, batch.get("time_ids"), batch.get("kept"))
