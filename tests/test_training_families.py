@@ -114,7 +114,7 @@ def test_every_family_learns_and_stays_a_model_for_stock(name, folders, squares,
     kind = type(stock(name))
     again = kind.from_pretrained(tmp_path / "run" / "model", **({} if "xl" in name else {"safety_checker": None}))
     again.set_progress_bar_config(disable=True)
-    arguments = {"image": torch.rand(1, 3, 32, 32), "num_inference_steps": 2, "output_type": "np"}
+    arguments = {"image": torch.rand(1, 3, 32, 32), "strength": 1.0, "num_inference_steps": 2, "output_type": "np"}
     if "inpainting" in name:
         arguments |= {"mask_image": torch.ones(1, 1, 32, 32), "height": 32, "width": 32}
     elif name == "sdxl":
