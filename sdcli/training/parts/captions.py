@@ -5,6 +5,7 @@ B captions, L tokens, D width of the features, P width of the pooled ones.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,7 +34,6 @@ class CaptionFeatures:
         # SDXL is told the pooled features as well. They are kept as one more row, with zeros behind.
         sdxl = pipeline.unet.config.addition_embed_type is not None
         self.pooled_width = self.readers[-1].text_encoder.config.projection_dim if sdxl else None
-        self._hash = "".join(hash_of_weights(reader.text_encoder) for reader in self.readers)
         self._known: dict[bytes, Tensor] = {}
 
     def features(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -42,6 +42,11 @@ class CaptionFeatures:
         if self.pooled_width is None:
             return rows, None
         return rows[:, :-1], rows[:, -1, : self.pooled_width]
+
+    @cached_property
+    def _hash(self) -> str:
+        """Of all text encoders; taken when it is first needed, which it is not where a word is learned."""
+        return "".join(hash_of_weights(reader.text_encoder) for reader in self.readers)
 
     @torch.no_grad()
     def _rows(self, input_ids: Tensor) -> Tensor:
@@ -75,7 +80,8 @@ class CaptionFeatures:
 
     def _stored_as(self, tokens: bytes) -> str:
         """Everything that the features of tokens follow from."""
-        return f"text 1 {hashlib.sha256(tokens).hexdigest()} {self._hash}"
+        kind = "text" if self.pooled_width is None else "pooled text"
+        return f"{kind} 1 {hashlib.sha256(tokens).hexdigest()} {self._hash}"
 
     def _has_room(self, rows: Tensor) -> bool:
         return self.come_again and len(self._known) * rows.nbytes < KEPT_BYTES
@@ -117,7 +123,7 @@ def text_arguments(
         features, pooled = features * kept[:, None, None], pooled * kept[:, None]
     if time_ids is None:
         return {"encoder_hidden_states": features}
-    added = {"text_embeds": pooled, "time_ids": time_ids.to(features.dtype)}
+    added = {"text_embeds": pooled, "time_ids": time_ids.float()}
     return {"encoder_hidden_states": features, "added_cond_kwargs": added}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdcli.checkpoints.stock import EVERY_COMPONENT
+from sdcli.checkpoints.saving import NAMES
 from sdcli.components.clip import normalize_for_clip
 from sdcli.components.schedule import add_noise, to_original_sample, velocity
 from sdcli.data.pictures import Pictures, Shown
@@ -23,7 +23,6 @@ from sdcli.training.parts.captions import CaptionFeatures, hash_of_weights, text
 from sdcli.training.settings import TrainSettings
 
 SAMPLED_WITH = DenoiseSettings(num_inference_steps=20, guidance_scale=4.0)
-SAVED = (*EVERY_COMPONENT, "image_encoder")  # arguments of SdPipeline
 KEPT_BYTES = 2 * 2**30  # latents that stay in memory once computed
 LEVELS = 4  # timesteps at which a batch that is held out is looked at
 
@@ -33,13 +32,12 @@ class UnetPart(Part):
 
     def __init__(self, model: Model, data: Pictures, settings: TrainSettings, store: Store):
         super().__init__(model, data, settings)
-        components = {name: model.components.get(name) for name in SAVED}
+        components = {name: model.components.get(name) for name in NAMES}
         # SDXL is told an empty text as zeros, its refiner is not, as is said in the folders that are saved.
-        self.zeros_for_empty = components["text_encoder"] is not None and components["text_encoder_2"] is not None
-        self.pipeline = SdPipeline(**components, force_zeros_for_empty_prompt=self.zeros_for_empty)
+        zeros = components["text_encoder"] is not None and components["text_encoder_2"] is not None
+        self.pipeline = SdPipeline(**components, force_zeros_for_empty_prompt=zeros)
         self.pipeline.class_names = model.class_names
         self.network = self.pipeline.unet
-        self.network_config = self.pipeline.unet.config
         self.scheduler = self.pipeline.scheduler
         self.prediction_type = self.scheduler.config.prediction_type
         self.store = store
@@ -97,14 +95,15 @@ class UnetPart(Part):
             captions = data.captions(shown, number)
             captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
             batch["input_ids"] = self.pipeline.tokenize(captions)
-        if self.zeros_for_empty:
+        if self.pipeline.config.force_zeros_for_empty_prompt:
             batch["kept"] = ~dropped
-        if self.network_config.addition_embed_type is not None:
+        if self.pipeline.unet.config.addition_embed_type is not None:
             batch["time_ids"] = self._time_ids(data, shown)
         if self.model.class_names:
             batch["class_labels"] = self._classes(data, shown) * ~dropped
         if self.pipeline.inpaints:
-            batch.setdefault("pixel_values", data.pixel_values(shown))
+            if self.cached:
+                batch["pixel_values"] = data.pixel_values(shown)
             batch["mask"] = draw_masks(len(shown), shown[0].size, generator)
             batch["drawn_masked"] = torch.randn(shape, generator=generator)
         return batch
@@ -199,7 +198,7 @@ class UnetPart(Part):
     def _time_ids(self, data: Pictures, shown: Sequence[Shown]) -> Tensor:
         """What a UNet of SDXL is told of the sizes of pictures, (B, 6); of the refiner, with a score, (B, 5)."""
         told = torch.tensor([data.sizes_told(each) for each in shown])
-        if takes_score(self.network_config, self.pipeline.text_encoder_2.config.projection_dim):
+        if takes_score(self.pipeline.unet.config, self.pipeline.text_encoder_2.config.projection_dim):
             return torch.cat([told[:, :4].float(), torch.full((len(shown), 1), AESTHETIC_SCORES[0])], dim=1)
         return told
 
