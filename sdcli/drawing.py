@@ -38,19 +38,12 @@ class Easel:
     controls: Sequence[Control] = ()
 
     def draw(self, group: Sequence[GenerateSettings], on_step: Counted) -> Tensor:
-        """Pictures of settings that are equal but for text and seed, (B, 3, H, W) in [-1, 1]."""
+        """Clean latents of pictures of settings that are equal but for text and seed, (B, C, h, w)."""
         return draw(group, self, on_step)
 
-    def resolved(self, settings: GenerateSettings) -> GenerateSettings:
-        """Settings with what the scheduler really does."""
-        scheduler = self.pipeline.scheduler
-        return replace(
-            settings,
-            sampler=scheduler.sampler,
-            schedule=scheduler.sigma_schedule,
-            prediction_type=scheduler.config.get("prediction_type"),
-            timestep_spacing=scheduler.config.get("timestep_spacing"),
-        )
+    def develop(self, latents: Tensor) -> Tensor:
+        """Pictures of latents (B, C, h, w): (B, 3, H, W) in [-1, 1]."""
+        return self.pipeline.decode(latents)
 
     def count_chunks(self, settings: GenerateSettings) -> int:
         """How long its text is; pictures with texts of another length do not go through the networks together."""
@@ -64,12 +57,12 @@ class ForeignEasel:
     pipeline: ForeignPipeline
 
     def draw(self, group: Sequence[GenerateSettings], on_step: Counted) -> Tensor:
-        """As `Easel.draw`."""
+        """As `Easel.draw`, but pictures already, (B, 3, H, W) in [-1, 1]."""
         return self.pipeline.draw(group, on_step)
 
-    def resolved(self, settings: GenerateSettings) -> GenerateSettings:
-        """The settings: what the model chooses by itself has no names."""
-        return settings
+    def develop(self, latents: Tensor) -> Tensor:
+        """Nothing is left to do."""
+        return latents
 
     def count_chunks(self, settings: GenerateSettings) -> int:
         """All texts have one length."""
@@ -96,14 +89,12 @@ def draw(group: Sequence[GenerateSettings], easel: Easel, on_step: Counted) -> T
         pixel_values, mask = (None if each is None else each.repeat(len(group), 1, 1, 1) for each in easel.canvas)
         noise, canvas = pipeline.prepare_canvas(pixel_values, mask, generators, first.strength)
     latents = pipeline.denoise(noise, *told, first, generators, counted(0), canvas, easel.controls)
-    pixel_values = pipeline.decode(latents)
     if settings.hires_scale > 1:
-        larger = enlarge(pixel_values, settings.hires_scale)
+        larger = enlarge(pipeline.decode(latents), settings.hires_scale)
         told = tell(group, pipeline, larger.shape[2:])
         noise, canvas = pipeline.prepare_canvas(larger, None, generators, again.strength)
         latents = pipeline.denoise(noise, *told, again, generators, counted(calls[0]), canvas)
-        pixel_values = pipeline.decode(latents)
-    return pixel_values
+    return latents
 
 
 def tell(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -214,15 +215,6 @@ def to_image(pixel_values: torch.Tensor) -> Image.Image:
     return Image.fromarray((unit.permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
 
 
-def make_strip(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side, from left to right."""
-    width, height = images[0].size
-    strip = Image.new("RGB", (width * len(images), height))
-    for index, image in enumerate(images):
-        strip.paste(image, (index * width, 0))
-    return strip
-
-
 def encode_image(image: Image.Image, file_format: str = "png", text: dict[str, str] | None = None) -> bytes:
     """An image as the content of a file, with named texts in it.
 
@@ -250,28 +242,29 @@ def encode_image(image: Image.Image, file_format: str = "png", text: dict[str, s
     return content.getvalue()
 
 
-def encode_animation(images: Sequence[Image.Image], frame_s: float = 0.15, last_s: float = 1.5) -> bytes:
-    """Images as a GIF that repeats for ever and rests on the last one."""
-    content = BytesIO()
-    durations = [round(frame_s * 1000)] * (len(images) - 1) + [round(last_s * 1000)]
-    first, *others = (image.quantize(256) for image in images)
-    first.save(content, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
-    return content.getvalue()
-
-
 def read_text(path: Path) -> tuple[dict[str, str], tuple[int, int], str]:
     """The texts inside a picture, its width and height, and its format; pixels are not decoded.
 
     Raises:
         SdcliError: the file is missing or no picture.
     """
-    content = read_bytes(path)
+    with opened(read_bytes(path), path) as image:
+        text = dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else text_of_exif(image.getexif())
+        return text, image.size, image.format or ""
+
+
+@contextlib.contextmanager
+def opened(content: bytes, path: Path) -> Iterator[Image.Image]:
+    """A picture of which only what stands before its pixels is read.
+
+    Raises:
+        SdcliError: it is no picture, or what is read of it is damaged.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content), formats=READABLE)
-        text = dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else text_of_exif(image.getexif())
-        return text, image.size, image.format or ""
+        yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SdcliError(f"{path} is not a picture, or a damaged one", hint="get the file again") from error
 
@@ -286,6 +279,17 @@ def text_of_exif(exif: Image.Exif) -> dict[str, str]:
     if isinstance(description, str) and description.startswith("{"):
         text["sdcli"] = description
     return text
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, turned as its EXIF says; pixels are not decoded.
+
+    Raises:
+        SdcliError: the file is missing or no picture.
+    """
+    with opened(read_bytes(path), path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
 
 
 def save_png(image: Image.Image, path: Path, text: dict[str, str] | None = None) -> None:

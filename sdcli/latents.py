@@ -16,6 +16,7 @@ from torch import Tensor
 from sdcli.checkpoints import load_component, load_latents, save_latents
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.components import schedule
+from sdcli.components.vae import VAE
 from sdcli.device import Placement, explain_out_of_memory
 from sdcli.errors import SdcliError
 from sdcli.images import Image, to_image, to_pixel_values
@@ -86,14 +87,19 @@ def encode(pictures: Sequence[tuple[str, Image.Image]], model: ModelSpec, placem
     with explain_out_of_memory(f"at {size_text(first)}", "make the pictures smaller"):
         vae_pipeline = load_vae(model, placement)
         latents = torch.cat([vae_pipeline.encode(to_pixel_values(image)).cpu() for _, image in pictures])
+    return latents_file(latents, model, vae_pipeline.vae)
+
+
+def latents_file(latents: Tensor, model: ModelSpec, vae: VAE) -> LatentsFile:
+    """Latents (N, C, h, w) of a model's VAE with what is known of them."""
     metadata = {
         "model": model.name,
-        "scaling_factor": str(vae_pipeline.vae.config.scaling_factor),
+        "scaling_factor": str(vae.config.scaling_factor),
         "vae_sha256": vae_sha256(model),
-        "width": str(first.width),
-        "height": str(first.height),
+        "width": str(latents.shape[3] * vae.stride),
+        "height": str(latents.shape[2] * vae.stride),
     }
-    return LatentsFile(latents, metadata)
+    return LatentsFile(latents.cpu(), metadata)
 
 
 def decode(file: LatentsFile, model: ModelSpec, placement: Placement) -> list[Image.Image]:

@@ -46,6 +46,8 @@ class Provenance:
         weights: SHA-256 of every weight file used, by its path within the model's folder.
         training: what each weight file says of its making, where `sdcli train` has written that into it.
         versions: of this program and of the libraries that decide the bits.
+        key: SHA-256 of everything that decides the picture.
+        computed: what of the way in which it was computed changes its last bits, where that was not as usual.
     """
 
     model_name: str
@@ -54,6 +56,8 @@ class Provenance:
     weights: dict[str, str]
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
+    key: str = ""
+    computed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model_hash(self) -> str:

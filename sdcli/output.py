@@ -1,52 +1,70 @@
-"""Where results go: templates for names, clashes between names, files that are already there. Loads no torch."""
+"""Where pictures go: the files of each, all different, and none in the way. Loads no torch."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import string
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from sdcli.errors import SdcliError
-from sdcli.files import make_folder, write_whole
-from sdcli.images import SUFFIXES
-from sdcli.settings import GenerateSettings, did_you_mean
+from sdcli.names import Day, Names, check_different, picture_template
+from sdcli.results import already_there, check_writable
+from sdcli.run_settings import WHOLE, Shard
+from sdcli.settings import GenerateSettings
 
 DEFAULT_FOLDER = "outputs"
 NAME_IN_FOLDER = "{index:05d}-{seed}-{prompt}"  # the same in every run of a command, so that it can be resumed
+NAME_OF_JOB = "{id}-{seed}-{prompt}"  # the same when lines of the job file move
 NAME_BY_TIME = "{date:%Y%m%d-%H%M%S}-{index:02d}-{seed}-{prompt}"  # where no output is named: no two runs meet
-LONGEST_TEXT_IN_NAME = 80  # bytes
-LONGEST_NAME = 255  # bytes, on the usual file systems
+FIELDS = ("index", "id", "seed", "prompt", "model", "date")
+PIPE = "-"  # stdout, in the place of a path
 
 
-class Day(datetime):
-    """A moment that a template writes as its day, or by any strftime pattern: {date}, {date:%H%M%S}."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One picture that is asked for.
 
-    def __format__(self, pattern: str) -> str:
-        return self.strftime(pattern or "%Y-%m-%d")
+    Args:
+        settings: what it is made from.
+        id: of its job.
+        output: where its job itself says it goes, below the output folder.
+        where: file and line that ask for it, for messages.
+    """
+
+    settings: GenerateSettings
+    id: str
+    output: str | None = None
+    where: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
     """One picture to make, and the files that it goes to.
 
     Args:
         settings: what it is made from.
         index: its place in the run, from 0.
-        path: the suffix decides the format.
+        path: the suffix decides the format; that of stdout is `PIPE` with one.
+        id: of its job.
         steps_path: for a strip (.png) or an animation (.gif) of its steps.
     """
 
     settings: GenerateSettings
     index: int
     path: Path
+    id: str = ""
     steps_path: Path | None = None
+
+    @property
+    def to_pipe(self) -> bool:
+        """Whether it goes to stdout."""
+        return self.path.stem == PIPE and not self.path.parent.name
+
+    @property
+    def latents_path(self) -> Path:
+        """Where its latents go, where they are wanted."""
+        return self.path.with_suffix(".safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,221 +72,145 @@ class OutputSettings:
     """Where pictures are to go, as the user says it.
 
     Args:
-        output: a path, a folder (ending in a slash, or there already) or a template; None is `DEFAULT_FOLDER`.
+        output: a path, a folder (ending in a slash, or there already), a template, or `PIPE`; None is `DEFAULT_FOLDER`.
         file_format: png, jpg or webp; None is what `output` says, else png.
         save_steps: a path or template for strips or animations of steps.
+        save_latents: whether latents are kept beside each picture.
         if_exists: error, skip, overwrite or number.
+        of_jobs: whether the pictures are those of a file of jobs or prompts, which is run again until all are there.
+        allow_outside: whether a job may write outside the output folder.
+        started_at: when the run began, for {date}.
     """
 
     output: str | None = None
     file_format: str | None = None
     save_steps: str | None = None
+    save_latents: bool = False
     if_exists: str = "error"
+    of_jobs: bool = False
+    allow_outside: bool = False
+    started_at: float | None = None
+
+    @property
+    def template(self) -> str:
+        """The template of the names of all pictures whose jobs do not say more.
+
+        Raises:
+            SdcliError: the suffix is none of ours, or contradicts the format.
+        """
+        if self.output is None and not self.of_jobs:
+            return picture_template(f"{DEFAULT_FOLDER}/", NAME_BY_TIME, self.file_format)
+        name = NAME_OF_JOB if self.of_jobs else NAME_IN_FOLDER
+        return picture_template(self.output or f"{DEFAULT_FOLDER}/", name, self.file_format)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that all pictures are in or below; jobs name files in it."""
+        return Path(DEFAULT_FOLDER if self.output == PIPE else Names("--output", self.template, FIELDS).folder)
 
 
-def plan_pictures(
-    requests: Sequence[tuple[str, GenerateSettings]], where: OutputSettings
-) -> tuple[list[Picture], list[Picture]]:
+def plan_pictures(requests: Sequence[Request], where: OutputSettings, shard: Shard = WHOLE) -> list[Picture]:
     """Give every picture its files, before anything is loaded.
 
-    Args:
-        requests: for each picture the id of its prompt, and its settings.
-        where: the user's wishes.
-
     Returns:
-        Pictures to make, and pictures that are skipped because they are there.
+        Those of a shard.
 
     Raises:
         SdcliError: a name is wrong, taken, used twice or cannot be written.
     """
-    if where.output is None and where.if_exists == "skip":
+    if where.output is None and where.if_exists == "skip" and not where.of_jobs:
         hint = "name the folder or file: -o outputs/"
         raise SdcliError("--if-exists skip needs --output: names by time are never there already", hint=hint)
-    now = Day.now()
-    fields = [
-        {
-            "index": index,
-            "id": name,
-            "seed": settings.seed,
-            "prompt": settings.prompt,
-            "model": Path(settings.model).name,
-            "date": now,
-        }
-        for index, (name, settings) in enumerate(requests)
-    ]
-    if where.output is None:
-        template = picture_template(f"{DEFAULT_FOLDER}/", NAME_BY_TIME, where.file_format)
-    else:
-        template = picture_template(where.output, NAME_IN_FOLDER, where.file_format)
-    paths = name_files("--output", template, fields)
-    steps_paths: list[Path] | list[None] = [None] * len(paths)
-    if where.save_steps is not None:
-        steps_paths = name_steps(where.save_steps, fields)
+    if where.output == PIPE:
+        return [to_pipe(requests, where)]
+    paths, steps_paths = name_pictures(requests, where)
+    check_different("--output", paths, "index")
+    latents_paths = [f"{os.path.splitext(path)[0]}.safetensors" for path in paths if where.save_latents]
+    check_different("--save-latents", latents_paths, "index")
+    check_different("--save-steps", [each for each in steps_paths if each], "index")
     if both := set(paths).intersection(steps_paths):
         raise SdcliError(f"--output and --save-steps would both be {both.pop()}", hint="try --save-steps steps.gif")
-    done = already_there(paths, where.if_exists)
-    already_there([path for path, skip in zip(steps_paths, done, strict=True) if path and not skip], where.if_exists)
-    check_writable([path for path in (*paths, *steps_paths) if path])
-    pictures = [
-        Picture(settings=settings, index=index, path=paths[index], steps_path=steps_paths[index])
-        for index, (_, settings) in enumerate(requests)
+    own = range(shard.index, len(requests), shard.count)
+    there = already_there([paths[index] for index in own], where.if_exists)
+    others = [
+        path
+        for index, skip in zip(own, there, strict=True)
+        for path in (steps_paths[index], where.save_latents and latents_paths[index])
+        if path and not skip
     ]
-    to_make = [picture for picture in pictures if not done[picture.index]]
-    return to_make, [picture for picture in pictures if done[picture.index]]
+    already_there(others, where.if_exists)
+    check_writable([*(paths[index] for index in own), *others])
+    return [
+        Picture(
+            settings=requests[index].settings,
+            index=index,
+            path=Path(paths[index]),
+            id=requests[index].id,
+            steps_path=steps_paths[index] and Path(steps_paths[index]),
+        )
+        for index in own
+    ]
 
 
-def name_steps(template: str, fields: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Paths of strips or animations.
-
-    Raises:
-        SdcliError: the name is wrong or used twice.
-    """
-    if os.path.splitext(template)[1].lower() not in (".png", ".gif"):
-        raise SdcliError(f"--save-steps {template} must end in .png or .gif", hint="try steps.gif")
-    return name_files("--save-steps", template, fields)
-
-
-def picture_template(output: str, name_in_folder: str, file_format: str | None = None) -> str:
-    """The template, with a suffix, that `--output` and `--format` stand for.
-
-    Args:
-        output: a path or template, or a folder (ending in a slash, or there already).
-        name_in_folder: template of names in a folder, without a suffix.
-        file_format: png, jpg or webp; None is what `output` says, else png.
+def to_pipe(requests: Sequence[Request], where: OutputSettings) -> Picture:
+    """The one picture that goes to stdout.
 
     Raises:
-        SdcliError: the suffix is none of ours, or contradicts the format.
+        SdcliError: there are more, or something else is to be written.
     """
-    if output.endswith(("/", os.sep)) or os.path.isdir(os.path.expanduser(output)):
-        return os.path.join(output, f"{name_in_folder}.{file_format or 'png'}")
-    suffix = os.path.splitext(output)[1].lower()
-    if suffix not in SUFFIXES:
-        what = f"{suffix} is no picture format of ours" if suffix else "the name has no suffix"
-        hint = f"write {output}.png for a file, or {output}/ for a folder of pictures"
-        raise SdcliError(f"--output {output}: {what}", hint=hint)
-    if file_format and SUFFIXES[suffix] != file_format:
-        raise SdcliError(f"--output {output} contradicts --format {file_format}", hint="leave --format out")
-    return output
+    if len(requests) > 1:
+        message = f"{len(requests)} pictures do not fit into one pipe"
+        raise SdcliError(message, hint='write files: -o "{index}.png"')
+    if where.save_steps or where.save_latents:
+        flag = "--save-steps" if where.save_steps else "--save-latents"
+        raise SdcliError(f"{flag} does not go with -o -", hint="name a file by --output")
+    return Picture(settings=requests[0].settings, index=0, path=Path(f"{PIPE}.{where.file_format or 'png'}"))
 
 
-def name_files(flag: str, template: str, fields: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """One path for each result, all different.
-
-    Args:
-        flag: where the template comes from, for messages.
-        template: with fields in braces.
-        fields: for each result, the values of all fields that are known; texts become safe parts of a file name.
+def name_pictures(requests: Sequence[Request], where: OutputSettings) -> tuple[list[str], list[str | None]]:
+    """The paths of pictures, and of strips or animations of their steps.
 
     Raises:
-        SdcliError: an unknown field, braces that do not match, or two results of one name.
+        SdcliError: a template or a job's own output is wrong.
     """
-    known = tuple(fields[0])
-    try:
-        for _, name, _, conversion in string.Formatter().parse(template):
-            if name is not None and (name not in known or conversion):
-                listing = did_you_mean(name, known) + "; {{ writes a brace"
-                raise SdcliError(f"{flag} knows no field {{{name}{'!' if conversion else ''}}}", hint=listing)
-        paths = [Path(template.format(**safe_values(values))).expanduser() for values in fields]
-    except (ValueError, KeyError, IndexError) as error:
-        raise SdcliError(f"{flag} {template}: {error}", hint="for example {index:05d}; {{ writes a brace") from error
-    if len(set(paths)) < len(paths):
-        double = next(path for path in paths if paths.count(path) > 1)
-        hint = f"put {{{known[0]}}} into the name, or name a folder: {double.with_suffix('')}/"
-        raise SdcliError(f"{flag}: {paths.count(double)} files would all be {double}", hint=hint)
-    return paths
+    names = Names("--output", where.template, FIELDS)
+    steps_names = None
+    if where.save_steps is not None:
+        if os.path.splitext(where.save_steps)[1].lower() not in (".png", ".gif"):
+            raise SdcliError(f"--save-steps {where.save_steps} must end in .png or .gif", hint="try steps.gif")
+        steps_names = Names("--save-steps", where.save_steps, FIELDS)
+    now = Day.now() if where.started_at is None else Day.fromtimestamp(where.started_at)
+    folder = names.folder
+    paths, steps_paths = [], []
+    for index, request in enumerate(requests):
+        settings = request.settings
+        values = {
+            "index": index,
+            "id": request.id,
+            "seed": settings.seed,
+            "prompt": settings.prompt,
+            "model": os.path.basename(settings.model.rstrip("/")),
+            "date": now,
+        }
+        if request.output is None:
+            paths.append(names.name(values))
+        else:
+            paths.append(name_of_job(request, where, folder, values))
+        steps_paths.append(None if steps_names is None else steps_names.name(values))
+    return paths, steps_paths
 
 
-def safe_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a template's fields, none of which can lead to another folder."""
-    return {name: slug(value) if isinstance(value, str) else value for name, value in values.items()}
-
-
-def slug(text: str) -> str:
-    """A text as a part of a file name: words joined by hyphens, in any script, cut at a word's end."""
-    words = re.sub(r"\W+", "-", text).strip("-_")
-    if len(words.encode()) > LONGEST_TEXT_IN_NAME:
-        cut = words.encode()[:LONGEST_TEXT_IN_NAME].decode(errors="ignore")
-        words = cut.rpartition("-")[0] or cut
-    return words or "untitled"
-
-
-def already_there(paths: Sequence[Path], if_exists: str) -> list[bool]:
-    """Which results need not be made because `--if-exists skip` says so.
-
-    Args:
-        paths: of all results.
-        if_exists: error, skip, overwrite or number; with `number`, a free name is found when a file is written.
+def name_of_job(request: Request, where: OutputSettings, folder: str, values: dict) -> str:
+    """Where the picture of a job goes that says it itself.
 
     Raises:
-        SdcliError: a file is there and `if_exists` is error, or a folder has the name of a result.
+        SdcliError: its template is wrong, or leads out of the output folder.
     """
-    done = []
-    for path in paths:
-        there = os.path.lexists(path)
-        if os.path.isdir(path):
-            raise SdcliError(f"{path} is a folder", hint=f"write {path}/ to put results into it")
-        if there and if_exists == "error":
-            hint = "add --if-exists number, skip or overwrite, or choose another --output"
-            raise SdcliError(f"{path} is already there", hint=hint)
-        done.append(there and if_exists == "skip")
-    return done
-
-
-def check_writable(paths: Sequence[Path]) -> None:
-    """See that files can be made where they will go, before anything is loaded. New folders are not left behind.
-
-    Raises:
-        SdcliError: a folder cannot be made or not be written, or a name is too long.
-    """
-    for path in paths:
-        if len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise SdcliError(f"the file name {path.name} is too long", hint="choose a shorter one with --output")
-    for folder in dict.fromkeys(path.parent for path in paths):
-        new = [each for each in (folder, *folder.parents) if not os.path.exists(each)]
-        make_folder(folder)
-        try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            hint = "choose another with --output"
-            raise SdcliError(f"cannot write to the folder {folder}: {error.strerror}", hint=hint) from error
-        finally:
-            with contextlib.suppress(OSError):  # another process may be using it already
-                for each in new:
-                    each.rmdir()
-
-
-def write_result(content: bytes, path: Path, if_exists: str) -> Path:
-    """Write a file whole or not at all, and give the path that it got.
-
-    Args:
-        content: of the file.
-        path: where it is to go.
-        if_exists: what to do if a file has appeared there meanwhile; with `skip`, that one stays.
-
-    Raises:
-        SdcliError: it cannot be written, or a file has appeared there and that is an error.
-    """
-    if if_exists == "overwrite":
-        write_whole(content, path)
-        return path
-    free = free_path(path) if if_exists == "number" else path
-    while True:
-        try:
-            write_whole(content, free, replace=False)
-            return free
-        except FileExistsError as error:
-            if if_exists == "skip":
-                return path
-            if if_exists != "number":
-                raise SdcliError(f"{path} has appeared meanwhile", hint="add --if-exists number") from error
-            free = free_path(path)
-
-
-def free_path(path: Path) -> Path:
-    """The path itself, or with the first number that makes it free: kitten.png, kitten-1.png and so on."""
-    number, free = 0, path
-    while os.path.lexists(free):
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
+    flag = f"{request.where} output".strip()
+    away = os.path.isabs(request.output) or request.output.startswith("~") or ".." in Path(request.output).parts
+    if away and not where.allow_outside:
+        hint = "--allow-outside allows it"
+        raise SdcliError(f"{flag}: {request.output} leads out of the output folder", hint=hint)
+    output = os.path.join(folder, os.path.expanduser(request.output))
+    template = picture_template(output, NAME_OF_JOB, where.file_format, flag)
+    return Names(flag, template, FIELDS).name(values)

@@ -51,6 +51,7 @@ class SdPipeline(DiffusionPipeline):
         force_zeros_for_empty_prompt: whether an empty negative prompt is told as zeros (SDXL).
     """
 
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"  # in this order they take turns on a GPU
     _optional_components = ["vae", "text_encoder", "tokenizer", "image_encoder", "text_encoder_2", "tokenizer_2"]
 
     def __init__(

@@ -5,6 +5,7 @@ Loads and changes as little as the next picture needs.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,22 +14,19 @@ from torch import Tensor
 
 from sdcli.checkpoints import load_pipeline, stock
 from sdcli.checkpoints.adapters import Undo, put_lora, put_word
-from sdcli.checkpoints.control import find_controlnet, load_controlnet
+from sdcli.checkpoints.control import load_controlnet
 from sdcli.checkpoints.embeddings import read_word
-from sdcli.checkpoints.fingerprints import Fingerprints
-from sdcli.checkpoints.weights import weight_file
 from sdcli.components.control import Control
 from sdcli.device import Placement
 from sdcli.drawing import Easel, ForeignEasel
 from sdcli.errors import SdcliError
 from sdcli.foreign import ForeignPipeline, is_foreign
 from sdcli.images import load_sized, to_mask, to_pixel_values
+from sdcli.keys import vae_path
 from sdcli.pipeline import SdPipeline
-from sdcli.registry import INDEX, ModelSpec, find_model
+from sdcli.registry import ModelSpec
+from sdcli.run_settings import RunSettings
 from sdcli.settings import GenerateSettings, lora_of
-
-# Components whose files decide a picture.
-HASHED = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer")
 
 
 class Workbench:
@@ -37,13 +35,13 @@ class Workbench:
     Args:
         model: that all of them are made with.
         placement: where.
-        allow_pickle: read LoRAs and words that are no safetensors.
+        how: what may be read, and how networks are laid out.
     """
 
-    def __init__(self, model: ModelSpec, placement: Placement, allow_pickle: bool = False):
+    def __init__(self, model: ModelSpec, placement: Placement, how: RunSettings):
         self.model = model
         self.placement = placement
-        self.allow_pickle = allow_pickle
+        self.how = how
         self.is_foreign = is_foreign(model, stock.PIPELINES)
         self.pipeline: SdPipeline | None = None
         self.foreign: ForeignPipeline | None = None
@@ -51,7 +49,8 @@ class Workbench:
         self._loras: tuple[str, ...] = ()
         self._undo: list[Undo] = []
         self._controlnets: dict[str, torch.nn.Module] = {}
-        self._fingerprints: dict[tuple, Fingerprints] = {}
+        self._tiled = how.tile_vae
+        self._offloaded = how.offload
 
     def easel(self, settings: GenerateSettings) -> Easel | ForeignEasel:
         """Everything that pictures of some settings need.
@@ -80,7 +79,7 @@ class Workbench:
             self._loras = ()
             for each in settings.lora:
                 file, share = lora_of(each)
-                self._undo.append(put_lora(self.pipeline, Path(file).expanduser(), share, self.allow_pickle))
+                self._undo.append(put_lora(self.pipeline, Path(file).expanduser(), share, self.how.allow_pickle))
             self._loras = settings.lora
         return self.pipeline
 
@@ -89,10 +88,39 @@ class Workbench:
         model = self.model
         if settings.vae is not None:
             model = replace(model, vae=vae_path(settings.vae))
-        pipeline = load_pipeline(model, self.placement)
+        offloaded = self._offloaded != "none"
+        at_first = replace(self.placement, device=torch.device("cpu")) if offloaded else self.placement
+        pipeline = load_pipeline(model, at_first)
         for file in settings.embedding:
-            put_word(pipeline, read_word(Path(file).expanduser(), self.allow_pickle))
+            put_word(pipeline, read_word(Path(file).expanduser(), self.how.allow_pickle))
+        if self._tiled and pipeline.vae is not None:
+            pipeline.vae.enable_tiling()
+        if self.how.compile:
+            pipeline.unet.compile()
+        if offloaded:
+            offload(pipeline, self._offloaded, self.placement.device)
         return pipeline
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a picture may be decoded while the next one is denoised: not where networks take turns on a GPU."""
+        return self._offloaded != "model"
+
+    def tile(self) -> bool:
+        """Decode in tiles from now on; False where that is so already, or nothing decodes."""
+        if self._tiled or self.pipeline is None or self.pipeline.vae is None:
+            return False
+        self.pipeline.vae.enable_tiling()
+        self._tiled = True
+        return True
+
+    def offload(self, kind: str) -> bool:
+        """Keep on the GPU only what is at work from now on; False where that is so already, or there is no GPU."""
+        if self._offloaded != "none" or self.pipeline is None or self.placement.device.type == "cpu":
+            return False
+        offload(self.pipeline, kind, self.placement.device)
+        self._offloaded = kind
+        return True
 
     def controls(self, settings: GenerateSettings) -> list[Control]:
         """The ControlNets that the settings name, with their pictures.
@@ -111,39 +139,44 @@ class Workbench:
             controls.append(Control(self._controlnets[name], pixel_values, scale, *span))
         return controls
 
-    def fingerprints(self, settings: GenerateSettings) -> Fingerprints:
-        """The hashes of every weight file that decides a picture."""
-        others = tuple(weights_beside(settings))
-        if others not in self._fingerprints:
-            parts = [part for part in HASHED if part != "vae" or settings.vae is None]
-            self._fingerprints[others] = Fingerprints(self.model.path, parts, self.model.adapter, others)
-        return self._fingerprints[others]
 
+class Benches:
+    """The model that is in memory, one at a time.
 
-def weights_beside(settings: GenerateSettings) -> list[Path]:
-    """Files of weights that are put onto the model, or stand beside it."""
-    named = [*(lora_of(each)[0] for each in settings.lora), *settings.embedding]
-    files = [Path(each).expanduser() for each in named]
-    folders = [find_controlnet(each) for each in settings.controlnet]
-    if settings.vae is not None:
-        vae = vae_path(settings.vae)
-        folders.append(vae / "vae" if (vae / INDEX).is_file() else vae)
-    return [*files, *(each if each.is_file() else weight_file(each) for each in folders)]
-
-
-def vae_path(name: str) -> Path:
-    """The folder or file of a VAE: a path, or a model whose VAE is meant.
-
-    Raises:
-        SdcliError: there is none.
+    Args:
+        placement: of all models.
     """
-    path = Path(name).expanduser()
-    if path.is_file() or (path / "config.json").is_file():
-        return path
-    model = find_model(name)
-    if model.path is None:
-        raise SdcliError(f"{name} is not on disk", hint=f"fetch it first: sdcli generate --model {name} …")
-    return model.path
+
+    def __init__(self, placement: Placement):
+        self.placement = placement
+        self._bench: Workbench | None = None
+
+    def of(self, model: ModelSpec, how: RunSettings) -> Workbench:
+        """The bench of a model; that of another one is cleared away first."""
+        if how.offload != "none" and self.placement.device.type == "cpu":
+            raise SdcliError("--offload is for a GPU, and this runs on the CPU", hint="leave it out")
+        bench = self._bench
+        if bench is None or (bench.model, bench.how.layout) != (model, how.layout):
+            self._bench = bench = None
+            gc.collect()  # networks are in cycles with their hooks
+            if self.placement.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._bench = bench = Workbench(model, self.placement, how)
+        return bench
+
+
+def offload(pipeline: SdPipeline, kind: str, device: torch.device) -> None:
+    """Keep the networks of a pipeline off a GPU while they are not at work.
+
+    Args:
+        pipeline: of ours.
+        kind: model, one network at a time; group, one layer at a time, which is slower and takes less.
+        device: where they work.
+    """
+    if kind == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=True)
 
 
 def canvas_of(settings: GenerateSettings) -> tuple[Tensor, Tensor | None] | None:

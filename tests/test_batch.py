@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdcli import batch
-from sdcli.batch import Loaded, Made, Stepped
+from sdcli.batch import finishing, groups
+from sdcli.batch import run as batch
+from sdcli.batch.events import Loaded, Made, Stepped
 from sdcli.checkpoints import fingerprints, load_pipeline, sha256_of
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.folder import ON_CPU
@@ -22,6 +22,7 @@ from sdcli.errors import EXIT_NOT_A_NUMBER, EXIT_OUT_OF_MEMORY, SdcliError
 from sdcli.images import load_image, read_text, to_pixel_values
 from sdcli.output import Picture
 from sdcli.registry import find_model
+from sdcli.run_settings import RunSettings
 from sdcli.settings import GenerateSettings
 
 SETTINGS = GenerateSettings(
@@ -43,7 +44,7 @@ def pictures(folder: Path, *changes: dict, **shared) -> list[Picture]:
 
 def run(todo, model, **options) -> list:
     events = []
-    batch.run(todo, model, ON_CPU, events.append, **options)
+    batch.run(todo, {"tiny": model}, ON_CPU, events.append, RunSettings(**options))
     return events
 
 
@@ -83,9 +84,10 @@ def test_events_tell_the_run_in_order(tmp_path, tiny_model):
     assert kinds[0] is Loaded
     steps = [event for event in events if isinstance(event, Stepped)]
     half = len(steps) // 2
-    assert kinds[1:] == ([Stepped] * half + [Made]) * 2
     assert [(step.index, step.step, step.steps) for step in steps[:half]] == [(0, n + 1, half) for n in range(half)]
-    made = events[half + 1]
+    made, last = [event for event in events if isinstance(event, Made)]
+    assert (made.picture.index, last.picture.index) == (0, 1)
+    assert events.index(made) > events.index(steps[half - 1]) and events[-1] is last
     assert made.picture.path.exists()
     assert (made.picture.settings.sampler, made.picture.settings.schedule) == ("pndm", "normal")
 
@@ -119,8 +121,8 @@ def test_steps_become_a_strip_and_an_animation(tmp_path, tiny_model):
     ]
     run(todo, tiny_model)
     strip = load_image(tmp_path / "steps.png")
-    assert strip.size == (16 * batch.STRIP_LENGTH, 16)
-    last = to_pixel_values(strip.crop((16 * (batch.STRIP_LENGTH - 1), 0, 16 * batch.STRIP_LENGTH, 16)))
+    assert strip.size == (16 * finishing.STRIP_LENGTH, 16)
+    last = to_pixel_values(strip.crop((16 * (finishing.STRIP_LENGTH - 1), 0, 16 * finishing.STRIP_LENGTH, 16)))
     picture = to_pixel_values(load_image(tmp_path / "0.png"))
     torch.testing.assert_close(last, picture, atol=2 / 127, rtol=0)
     assert Image.open(tmp_path / "steps.gif").n_frames == 12
@@ -181,26 +183,32 @@ def test_the_cpu_takes_one_at_a_time_and_a_gpu_what_fits(tiny_pipeline):
     large = pictures(Path(), *({"seed": seed, "width": 512, "height": 512} for seed in range(6)))
     gpu = Placement(torch.device("cuda"), torch.float16, "fp16")
 
-    def sizes(todo: list[Picture], placement: Placement) -> list[int]:
-        alike = [list(each) for _, each in groupby(todo, batch.but_for_text_and_seed)]
-        return [len(group) for each in alike for group in batch.portions(each, Easel(tiny_pipeline), placement)]
+    def parts(todo: list[Picture], placement: Placement) -> list[list[Picture]]:
+        easel = Easel(tiny_pipeline)
+        return [
+            part
+            for alike in groups.by_kind(todo)
+            for part in groups.portions(alike, easel, groups.group_size(alike[0].settings, placement, None))
+        ]
 
-    assert sizes(small, ON_CPU) == [1] * 21
-    assert sizes(small, gpu) == [16, 4, 1]
-    assert sizes(large, gpu) == [4, 2]
-    assert [
-        each
-        for _, alike in groupby(small, batch.but_for_text_and_seed)
-        for group in batch.portions(alike, Easel(tiny_pipeline), gpu)
-        for each in group
-    ] == small
+    assert [len(part) for part in parts(small, ON_CPU)] == [1] * 21
+    assert [len(part) for part in parts(small, gpu)] == [16, 4, 1]
+    assert [len(part) for part in parts(large, gpu)] == [4, 2]
+    assert [picture for part in parts(small, gpu) for picture in part] == small
+    assert groups.group_size(SETTINGS, gpu, 3) == 3 and groups.group_size(SETTINGS, ON_CPU, 3) == 1
+
+
+def test_pictures_of_a_kind_are_made_together_wherever_they_stand():
+    """In the order in which the first of each kind is asked for."""
+    todo = pictures(Path(), {"seed": 1}, {"width": 24}, {"seed": 2, "prompt": "b"}, {"width": 24, "seed": 3})
+    assert [[picture.index for picture in kind] for kind in groups.by_kind(todo)] == [[0, 2], [1, 3]]
 
 
 def test_a_group_is_the_single_pictures_to_a_pixel_value(tmp_path, tiny_model, monkeypatch):
     """As a GPU computes it: together, each from its own generator."""
     todo = [{"seed": seed, "prompt": prompt} for seed, prompt in ((1, "the cat"), (2, "a dog"), (1, "a dog"))]
     run(pictures(tmp_path / "single", *todo), tiny_model)
-    monkeypatch.setattr(batch, "portions", lambda alike, easel, placement: [list(alike)])
+    monkeypatch.setattr(batch, "group_size", lambda settings, placement, batch_size: 3)
     run(pictures(tmp_path / "group", *todo), tiny_model)
     for index in range(3):
         single, group = (to_pixel_values(load_image(tmp_path / each / f"{index}.png")) for each in ("single", "group"))

@@ -157,7 +157,7 @@ def test_a_command_without_arguments_shows_its_help(sdcli_run, arguments):
         (("-W", "515"), "--width must be a positive multiple of 8, got 515", "512 or 520"),
         (("--steps", "0"), "--steps must be from 1 to 1000, got 0", "20 to 50"),
         (("--seed", "-1"), "--seed must be from 0", "one is drawn"),
-        (("-n", "0"), "--num-images must be at least 1, got 0", "1"),
+        (("-n", "0"), "--num-images must be from 1 to 100000, got 0", "1"),
         (("--sampler", "dpm++2m"), "--sampler knows no 'dpm++2m'", "did you mean dpmpp_2m"),
         (("--schedule", "karra"), "--schedule knows no 'karra'", "did you mean karras"),
         (("-m", "emoij"), "no model named 'emoij'", "did you mean emoji"),
@@ -174,8 +174,7 @@ def test_a_command_without_arguments_shows_its_help(sdcli_run, arguments):
 )
 def test_a_mistake_in_generate_is_told_before_torch_loads(sdcli_run, photo, monkeypatch, arguments, message, hint):
     """One error, one hint, exit code 1, nothing written."""
-    monkeypatch.setitem(sys.modules, "sdcli.batch", None)  # an attempt to import it would be a traceback
-    monkeypatch.delattr(sdcli, "batch", raising=False)
+    monkeypatch.setitem(sys.modules, "sdcli.batch.run", None)  # an attempt to import it would be a traceback
     before = files_in(photo.parent)
     model = () if "-m" in arguments else ("-m", "TINY")
     error, said = sdcli_run("generate", "a cat", *model, *arguments).one_error()

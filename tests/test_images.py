@@ -12,15 +12,14 @@ from sdcli import images
 from sdcli.errors import SdcliError
 from sdcli.files import write_whole
 from sdcli.images import (
-    encode_animation,
     encode_image,
     load_image,
-    make_strip,
     read_text,
     save_png,
     to_image,
     to_pixel_values,
 )
+from sdcli.sheets import encode_animation, make_grid, make_strip
 
 
 @pytest.fixture
@@ -220,3 +219,27 @@ def test_an_animation_has_every_frame_and_repeats():
         animation.seek(frame)
         durations.append(animation.info["duration"])
     assert durations[2] > durations[0] == durations[1]
+
+
+def test_a_grid_has_rows_and_labels():
+    """Each picture in its cell; text below it, cut off where the cell ends."""
+    images = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime", "blue")]
+    plain = make_grid(iter(images), 2, ["", "", ""])
+    assert plain.size == (2 * 44 + 4, 2 * 34 + 4)
+    assert [plain.getpixel(at) for at in ((5, 5), (50, 5), (5, 40), (50, 40))] == [
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+    ]
+    labelled = make_grid(iter(images), 2, ["seed 1", "seed 2", "a label that is much too long for a cell"])
+    assert labelled.height > plain.height
+    below = labelled.crop((0, 34 + 4, labelled.width, labelled.height // 2))
+    assert below.getextrema()[0][0] < 128  # there is black text
+
+
+def test_a_grid_of_many_pictures_stays_of_a_size(monkeypatch):
+    """Its cells are smaller."""
+    monkeypatch.setattr("sdcli.sheets.LARGEST_SHEET", 10_000)
+    sheet = make_grid((Image.new("RGB", (100, 100), "red") for _ in range(16)), 4, [""] * 16)
+    assert sheet.width * sheet.height < 20_000

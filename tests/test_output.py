@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 
 from sdcli.errors import SdcliError
-from sdcli.output import (
-    OutputSettings,
-    already_there,
-    check_writable,
-    free_path,
-    name_files,
-    plan_pictures,
-    slug,
-    write_result,
-)
+from sdcli.names import name_files, slug
+from sdcli.output import OutputSettings, Request, plan_pictures
+from sdcli.results import already_there, check_writable, free_path, write_result
+from sdcli.run_settings import Shard
 from sdcli.settings import GenerateSettings
 
 
@@ -26,18 +20,17 @@ def empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def requests(*prompts: str, count: int = 1) -> list[tuple[str, GenerateSettings]]:
+def requests(*prompts: str, count: int = 1) -> list[Request]:
     values = {"model": "models/emoji", "width": 64, "height": 64, "num_inference_steps": 1, "guidance_scale": 1}
     return [
-        (str(place), GenerateSettings(prompt=prompt, seed=7 + number, **values))
+        Request(GenerateSettings(prompt=prompt, seed=7 + number, **values), str(place))
         for place, prompt in enumerate(prompts)
         for number in range(count)
     ]
 
 
 def paths_of(*prompts: str, count: int = 1, **where) -> list[str]:
-    to_make, _ = plan_pictures(requests(*prompts, count=count), OutputSettings(**where))
-    return [str(picture.path) for picture in to_make]
+    return [str(each.path) for each in plan_pictures(requests(*prompts, count=count), OutputSettings(**where))]
 
 
 def test_without_output_the_name_says_when_and_what():
@@ -107,8 +100,8 @@ def test_two_pictures_never_share_a_name():
 
 def test_steps_go_to_a_strip_or_an_animation():
     """And nowhere else."""
-    to_make, _ = plan_pictures(requests("a", "b"), OutputSettings(output="out/", save_steps="s{index}.gif"))
-    assert [str(picture.steps_path) for picture in to_make] == ["s0.gif", "s1.gif"]
+    planned = plan_pictures(requests("a", "b"), OutputSettings(output="out/", save_steps="s{index}.gif"))
+    assert [str(picture.steps_path) for picture in planned] == ["s0.gif", "s1.gif"]
     with pytest.raises(SdcliError, match=r"must end in .png or .gif"):
         paths_of("a", output="a.png", save_steps="steps.jpg")
     with pytest.raises(SdcliError, match="would both be a.png"):
@@ -146,20 +139,69 @@ def test_a_file_that_is_there_is_an_error_unless_told(empty_folder):
     with pytest.raises(SdcliError, match="a.png is already there") as raised:
         paths_of("a", output="a.png")
     assert "--if-exists" in raised.value.hint
-    assert paths_of("a", output="a.png", if_exists="skip") == []
+    assert paths_of("a", output="a.png", if_exists="skip") == ["a.png"]  # whether it is that picture is seen later
     assert paths_of("a", output="a.png", if_exists="overwrite") == ["a.png"]
     assert paths_of("a", output="a.png", if_exists="number") == ["a.png"]  # a number when it is written
 
 
-def test_skipping_keeps_exactly_what_is_missing(empty_folder):
-    """A run that was cut off goes on."""
-    (empty_folder / "out").mkdir()
-    (empty_folder / "out" / "00001-8-a.png").touch()
-    to_make, skipped = plan_pictures(requests("a", count=3), OutputSettings(output="out/", if_exists="skip"))
-    assert [picture.index for picture in to_make] == [0, 2]
-    assert [picture.index for picture in skipped] == [1]
+def test_skipping_needs_names_that_come_again():
+    """Names by time are never there already."""
     with pytest.raises(SdcliError, match="--if-exists skip needs --output"):
         paths_of("a", if_exists="skip")
+
+
+def test_a_shard_is_a_part_and_looks_at_no_other(empty_folder):
+    """The parts are all pictures, under the same names; what other parts have made is not in the way."""
+    where = OutputSettings(output="out/")
+    whole = [str(each.path) for each in plan_pictures(requests("a", count=5), where)]
+    parts = [[str(e.path) for e in plan_pictures(requests("a", count=5), where, Shard(i, 2))] for i in (0, 1)]
+    assert parts == [whole[0::2], whole[1::2]]
+    (empty_folder / "out").mkdir()
+    Path(whole[0]).touch()
+    plan_pictures(requests("a", count=5), where, Shard(1, 2))
+    with pytest.raises(SdcliError, match="already there"):
+        plan_pictures(requests("a", count=5), where, Shard(0, 2))
+
+
+def test_pictures_of_jobs_are_named_by_id():
+    """In outputs/ where no output is named: the same in every run, wherever the job stands in its file."""
+    assert paths_of("a", of_jobs=True) == ["outputs/0-7-a.png"]
+    assert paths_of("a", of_jobs=True, output="x/{id}.jpg") == ["x/0.jpg"]
+
+
+def job(output: str, **where) -> str:
+    (request,) = requests("a b")
+    request = Request(request.settings, "../7", output, "jobs.jsonl line 3")
+    (picture,) = plan_pictures([request], OutputSettings(output="out/", of_jobs=True, **where))
+    return str(picture.path)
+
+
+def test_a_job_names_its_file_in_the_output_folder():
+    """Or a folder there; templates work, and an id leads nowhere else."""
+    assert job("cat.png") == "out/cat.png"
+    assert job("cats/{seed}.webp") == "out/cats/7.webp"
+    assert job("cats/") == "out/cats/7-7-a-b.png"
+    assert job("{id}.png") == "out/7.png"
+
+
+@pytest.mark.parametrize("output", ["../cat.png", "/tmp/cat.png", "cats/../../cat.png", "~/cat.png"])
+def test_a_job_that_leads_out_of_the_output_folder_is_refused(output, tmp_path, monkeypatch):
+    """Unless that is allowed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SdcliError, match="jobs.jsonl line 3 output: .* leads out of the output folder"):
+        job(output)
+    assert os.path.abspath(job(output, allow_outside=True)) != os.path.abspath("out/cat.png")
+
+
+def test_one_picture_goes_to_stdout():
+    """More do not fit."""
+    (picture,) = plan_pictures(requests("a"), OutputSettings(output="-"))
+    assert picture.to_pipe
+    assert not plan_pictures(requests("a"), OutputSettings(output="x/"))[0].to_pipe
+    with pytest.raises(SdcliError, match="2 pictures do not fit into one pipe"):
+        plan_pictures(requests("a", "b"), OutputSettings(output="-"))
+    with pytest.raises(SdcliError, match="--save-latents does not go with -o -"):
+        plan_pictures(requests("a"), OutputSettings(output="-", save_latents=True))
 
 
 def test_a_folder_or_a_dangling_link_is_there_too(empty_folder):

@@ -46,8 +46,9 @@ def add_noise(
     --model, else of the model that a latents file names, else Stable Diffusion's.
     """
     from sdcli.cli.files import Target, input_name, looks_like_safetensors, read_input
-    from sdcli.images import SUFFIXES, encode_image, load_image, make_strip
+    from sdcli.images import SUFFIXES, encode_image, load_image
     from sdcli.metadata import NOISED_SCHEMA
+    from sdcli.sheets import make_strip
 
     options.go_offline(offline)
     timesteps = parse_timesteps(timestep, strip)

@@ -43,7 +43,7 @@ def decode(
     """
     from sdcli.cli.files import PIPE, input_name, read_input
     from sdcli.images import SUFFIXES, encode_image
-    from sdcli.output import already_there, check_writable, write_result
+    from sdcli.results import already_there, check_writable, write_result
 
     options.go_offline(offline)
     content = read_input(latents_file)
@@ -75,7 +75,7 @@ def paths_for(file: LatentsFile, output: str, model: str) -> list[Path]:
         SdcliError: the template is wrong or gives one name to several pictures.
     """
     from sdcli.cli.files import PIPE
-    from sdcli.output import name_files, picture_template
+    from sdcli.names import name_files, picture_template
 
     count = len(file.latents)
     if output == PIPE:

@@ -9,7 +9,7 @@ from typing import Any
 from sdcli.cli import options
 from sdcli.errors import SdcliError
 from sdcli.files import read_bytes
-from sdcli.output import already_there, check_writable, write_result
+from sdcli.results import already_there, check_writable, write_result
 
 PIPE = "-"
 
@@ -46,24 +46,22 @@ class Target:
         output: path, or `-` for stdout.
         suffixes: that the path may have.
         if_exists: error, skip, overwrite or number.
+        flag: that names it.
 
     Raises:
         SdcliError: the path has another suffix, is taken, or cannot be written.
     """
 
-    def __init__(self, output: str, suffixes: tuple[str, ...], if_exists: str):
+    def __init__(self, output: str, suffixes: tuple[str, ...], if_exists: str, flag: str = "--output"):
         self.path = Path(output).expanduser()
         self.to_stdout = output == PIPE
         self.if_exists = if_exists
         self.done = False  # there already, and to be left alone
         if self.to_stdout:
-            if sys.stdout.isatty():
-                raise SdcliError("stdout is the terminal, a file does not go there", hint="pipe it, or name a file")
+            check_pipe()
             return
         if self.path.suffix.lower() not in suffixes:
-            raise SdcliError(
-                f"--output {output} must end in {' or '.join(suffixes)}", hint=f"try {output}{suffixes[0]}"
-            )
+            raise SdcliError(f"{flag} {output} must end in {' or '.join(suffixes)}", hint=f"try {output}{suffixes[0]}")
         self.done = already_there([self.path], if_exists)[0]
         if not self.done:
             check_writable([self.path])
@@ -74,3 +72,9 @@ class Target:
             options.print_bytes(content)
         else:
             options.print_path(write_result(content, self.path, self.if_exists), as_json, **about)
+
+
+def check_pipe() -> None:
+    """Refuse to write a file to the terminal."""
+    if sys.stdout.isatty():
+        raise SdcliError("stdout is the terminal, a file does not go there", hint="pipe it, or name a file")

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING
 
 from sdcli.cli import generate_options as flags
 from sdcli.cli import options
 from sdcli.cli.options import IfExistsChoice, ProgressChoice
-from sdcli.cli.progress import Reporter, reporter_for
-from sdcli.errors import SdcliError
-from sdcli.registry import ModelSpec, find_loadable
-from sdcli.settings import GenerateSettings, lora_of
+from sdcli.cli.progress import reporter_for
+from sdcli.cli.results import ResultPrinter
+from sdcli.errors import EXIT_SOME_FAILED, SdcliError
+from sdcli.run_settings import WHOLE, RunSettings, Shard, parse_batch_size
 
 if TYPE_CHECKING:
-    from sdcli.batch import Event, Made
-    from sdcli.output import Picture
+    from sdcli.cli.asking import Plan
 
 
 def generate(
-    prompts: flags.Prompts,
+    prompts: flags.Prompts = None,
+    prompts_file: flags.PromptsFile = None,
+    jobs_file: flags.JobsFile = None,
+    from_file: flags.FromFile = None,
     model: options.Model = None,
-    negative_prompt: flags.NegativePrompt = GenerateSettings.negative_prompt,
+    negative_prompt: flags.NegativePrompt = None,
     num_images: flags.NumImages = 1,
     seed: options.Seed = None,
     steps: flags.Steps = None,
@@ -34,8 +34,8 @@ def generate(
     schedule: flags.Schedule = None,
     prediction_type: flags.PredictionType = None,
     timestep_spacing: flags.TimestepSpacing = None,
-    eta: flags.Eta = GenerateSettings.eta,
-    guidance_rescale: flags.GuidanceRescale = GenerateSettings.guidance_rescale,
+    eta: flags.Eta = None,
+    guidance_rescale: flags.GuidanceRescale = None,
     clip_skip: flags.ClipSkip = None,
     init_image: flags.InitImage = None,
     strength: flags.Strength = None,
@@ -46,20 +46,31 @@ def generate(
     controlnet: flags.ControlNet = None,
     control_image: flags.ControlImage = None,
     control_scale: flags.ControlScale = None,
-    control_start: flags.ControlStart = GenerateSettings.control_start,
-    control_end: flags.ControlEnd = GenerateSettings.control_end,
-    hires_scale: flags.HiresScale = GenerateSettings.hires_scale,
-    hires_strength: flags.HiresStrength = GenerateSettings.hires_strength,
+    control_start: flags.ControlStart = None,
+    control_end: flags.ControlEnd = None,
+    hires_scale: flags.HiresScale = None,
+    hires_strength: flags.HiresStrength = None,
     output: flags.Output = None,
     if_exists: options.IfExists = IfExistsChoice.error,
     file_format: options.Format = None,
     save_steps: flags.SaveSteps = None,
+    save_latents: flags.SaveLatents = False,
+    grid: flags.Grid = None,
     preview: flags.PreviewFile = None,
     preview_vae: flags.PreviewVae = None,
+    batch_size: flags.BatchSize = "auto",
+    strict: flags.Strict = False,
+    shard: flags.ShardOf = None,
+    on_error: flags.OnError = flags.OnErrorChoice.stop,
+    allow_outside: flags.AllowOutside = False,
+    compile_unet: flags.Compile = False,
+    offload: flags.Offload = flags.OffloadChoice.none,
+    tile_vae: flags.TileVae = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     models_file: options.ModelsFile = None,
     allow_pickle: flags.AllowPickle = False,
+    lenient: flags.Lenient = False,
     offline: options.Offline = False,
     as_json: options.Json = False,
     progress: options.Progress = ProgressChoice.auto,
@@ -68,159 +79,125 @@ def generate(
 
     sdcli generate "a cute kitten"
     sdcli generate "a red heart" --seed 1 --steps 30 -o heart.png
-    sdcli generate "a rocket" "a slice of pizza" -n 4 -o out/ --if-exists skip
+    sdcli generate "a {red|blue} rocket" "a slice of pizza" -n 4 -o out/ --grid sheet.png
+    sdcli generate --jobs jobs.jsonl -o out/ --if-exists skip
     sdcli generate "a cute kitten" --save-steps steps.gif -o "kitten-{seed}.png"
     sdcli generate "a cat in the snow" --init-image cat.png --strength 0.6 --lora snow.safetensors:0.8
 
-    A picture depends on its own settings and seed alone; picture i of a prompt has seed N + i.
+    A picture depends on its own settings and seed alone; picture i of a prompt has seed N + i. What a line of --jobs
+    says goes before flags, flags go before --from, and that before the model's own.
     """
-    from sdcli.output import OutputSettings, plan_pictures
+    from sdcli.cli.asking import Asked, Plan
+    from sdcli.cli.files import Target
+    from sdcli.images import SUFFIXES
+    from sdcli.output import OutputSettings
 
     options.go_offline(offline)
-    spec = find_loadable(model, models_file)
-    chosen = {
-        "width": width,
-        "height": height,
+    settings = {
+        "model": model,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
+        "width": width,
+        "height": height,
         "sampler": sampler,
         "schedule": schedule,
-        "clip_skip": clip_skip,
         "prediction_type": prediction_type,
         "timestep_spacing": timestep_spacing,
-    }
-    if init_image is not None:
-        chosen |= size_of_picture(init_image, chosen)
-    shared = {
-        "model": spec.name,
-        "negative_prompt": negative_prompt,
-        **with_defaults(chosen, spec),
         "eta": eta,
         "guidance_rescale": guidance_rescale,
+        "clip_skip": clip_skip,
         "init_image": init_image,
         "strength": strength,
         "mask": mask,
-        "lora": lora or (),
-        "embedding": embedding or (),
+        "lora": lora or None,
+        "embedding": embedding or None,
         "vae": vae,
-        "controlnet": controlnet or (),
-        "control_image": control_image or (),
-        "control_scale": control_scale or (),
+        "controlnet": controlnet or None,
+        "control_image": control_image or None,
+        "control_scale": control_scale or None,
         "control_start": control_start,
         "control_end": control_end,
         "hires_scale": hires_scale,
         "hires_strength": hires_strength,
     }
-    first_seed = secrets.randbits(32) if seed is None else seed
-    where = OutputSettings(output=output, file_format=file_format, save_steps=save_steps, if_exists=if_exists)
-    if preview_vae is not None and preview is None:
-        raise SdcliError("--preview-vae needs a file to show it in", hint="give one by --preview FILE.png")
-    if preview is not None and not preview.lower().endswith(".png"):
-        raise SdcliError(f"--preview {preview} must end in .png", hint="try --preview preview.png")
-    requests = requests_for(prompts, num_images, first_seed, shared)
-    check_inputs(requests[0][1])
-    to_make, skipped = plan_pictures(requests, where)
-    with reporter_for(progress, len(to_make)) as reporter:
-        if skipped:
-            reporter.skipped(len(skipped))
-        if to_make:
-            printer = ResultPrinter(reporter, as_json, first_seed if seed is None else None)
-            how = {"if_exists": if_exists, "allow_pickle": allow_pickle}
-            how["preview"] = None if preview is None else (preview, preview_vae)
-            make(to_make, spec, (device, precision), printer, **how)
+    asked = Asked(
+        prompts=tuple(prompts or ()),
+        prompts_file=prompts_file,
+        jobs_file=jobs_file,
+        settings={name: value for name, value in settings.items() if value is not None},
+        num_images=num_images,
+        models_file=models_file,
+    )
+    where = OutputSettings(
+        output=output,
+        file_format=file_format,
+        save_steps=save_steps,
+        save_latents=save_latents,
+        if_exists=if_exists,
+        of_jobs=asked.of_jobs,
+        allow_outside=allow_outside,
+    )
+    how = RunSettings(
+        batch_size=parse_batch_size(batch_size),
+        strict=strict,
+        on_error=on_error,
+        if_exists=if_exists,
+        allow_pickle=allow_pickle,
+        lenient=lenient,
+        preview=preview,
+        preview_vae=preview_vae,
+        save_latents=save_latents,
+        compile=compile_unet,
+        offload=offload,
+        tile_vae=tile_vae,
+    )
+    sheet = None if grid is None else Target(grid, tuple(SUFFIXES), if_exists, "--grid")
+    plan = Plan.of(asked, where, WHOLE if shard is None else Shard.parse(shard), device)
+    with reporter_for(progress, len(plan.pictures)) as reporter:
+        printer = ResultPrinter(reporter, as_json, plan.seed if plan.seed_drawn else None)
+        failed = make(plan, (device, precision), how, printer)
+        if sheet is not None and not sheet.done and printer.on_disk:
+            from sdcli.grid import grid_of
+
+            pictures = sorted(printer.on_disk, key=lambda picture: picture.index)
+            sheet.finish(grid_of(pictures, SUFFIXES[sheet.path.suffix.lower()]), as_json)
+    if failed:
+        hint = f"{where.folder / 'failed.jsonl'} lists them: --jobs takes it"
+        message = f"{failed} of {len(plan.pictures)} pictures failed"
+        raise SdcliError(message, hint=hint, exit_code=EXIT_SOME_FAILED)
 
 
-def size_of_picture(file: str, chosen: dict[str, Any]) -> dict[str, int]:
-    """Width and height of a picture to begin from, as far as the user has not chosen them."""
-    from sdcli.images import load_image
-
-    width, height = load_image(Path(file).expanduser()).size
-    found = {"width": width, "height": height}
-    return {name: value for name, value in found.items() if chosen[name] is None}
-
-
-def check_inputs(settings: GenerateSettings) -> None:
-    """See that every file is there and every picture has its size, before anything is loaded.
-
-    Raises:
-        SdcliError: one is not, or has not.
-    """
-    from sdcli.images import load_sized
-
-    size = (settings.width, settings.height)
-    pictures = [("--init-image", settings.init_image), ("--mask", settings.mask)]
-    for flag, file in [*pictures, *(("--control-image", each) for each in settings.control_image)]:
-        if file is not None:
-            load_sized(flag, file, size)
-    files = [("--lora", lora_of(each)[0]) for each in settings.lora]
-    for flag, file in [*files, *(("--embedding", each) for each in settings.embedding)]:
-        if not Path(file).expanduser().is_file():
-            raise SdcliError(f"{flag}: there is no file {file}", hint="name a .safetensors file")
-
-
-def with_defaults(chosen: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """What the user chose, and the model's defaults for what is None."""
-    defaults = asdict(spec.defaults)
-    if chosen["sampler"] not in (None, spec.defaults.sampler):
-        defaults["schedule"] = None  # it was chosen for the model's sampler; another does not inherit it
-    return {**defaults, **{name: value for name, value in chosen.items() if value is not None}}
-
-
-def requests_for(
-    prompts: list[str], num_images: int, seed: int, shared: dict[str, Any]
-) -> list[tuple[str, GenerateSettings]]:
-    """For each picture the id of its prompt, which is its place, and its settings.
+def make(plan: Plan, placed: tuple[str, str], how: RunSettings, printer: ResultPrinter) -> int:
+    """Load torch and the models, make the pictures, and give the number of those that failed.
 
     Raises:
-        SdcliError: a value that no model can take.
+        SdcliError: something failed, and failures are not skipped.
     """
-    if num_images < 1:
-        raise SdcliError(f"--num-images must be at least 1, got {num_images}", hint="try --num-images 1")
-    return [
-        (str(place), GenerateSettings(prompt=prompt, seed=seed + i, **shared))
-        for place, prompt in enumerate(prompts)
-        for i in range(num_images)
-    ]
+    from sdcli.inputs import bad_inputs
 
-
-class ResultPrinter:
-    """Passes events on to the progress report, and prints each finished picture to stdout.
-
-    Args:
-        reporter: tells of progress.
-        as_json: a JSON object for each picture instead of its path.
-        drawn_seed: to be reported as soon as nothing can be wrong with the settings any more.
-    """
-
-    def __init__(self, reporter: Reporter, as_json: bool, drawn_seed: int | None = None):
-        self.reporter = reporter
-        self.as_json = as_json
-        self.drawn_seed = drawn_seed
-
-    def __call__(self, event: Event) -> None:
-        """Take one event of a run."""
-        self.reporter(event)
-        if type(event).__name__ == "Loaded" and self.drawn_seed is not None:
-            self.reporter.seed(self.drawn_seed)
-        if type(event).__name__ == "Made":
-            self.print_picture(event)
-
-    def print_picture(self, event: Made) -> None:
-        """Print a finished picture."""
-        picture = event.picture
-        with self.reporter.paused():
-            if self.as_json:
-                steps_path = picture.steps_path and str(picture.steps_path)
-                about = {"index": picture.index, **asdict(picture.settings), "steps_path": steps_path}
-                options.print_path(picture.path, as_json=True, **about, elapsed_s=round(event.elapsed_s, 3))
-            else:
-                options.print_path(picture.path, as_json=False)
-
-
-def make(pictures: list[Picture], spec: ModelSpec, where: tuple[str, str], on_event: ResultPrinter, **how: Any) -> None:
-    """Load torch and the model, and make the pictures; `how` are options of `batch.run`."""
+    bad = bad_inputs(plan.pictures)
+    if bad and how.on_error == "stop":
+        raise next(iter(bad.values()))
     with options.heavy_imports():  # here, so that --help and a user's mistake are answered at once
-        from sdcli import batch
+        from sdcli.batch.failures import FailureList
+        from sdcli.batch.manifest import Manifest
+        from sdcli.batch.run import Run
         from sdcli.device import choose_placement
+        from sdcli.workbench import Benches
 
-    batch.run(pictures, spec, choose_placement(*where), on_event, **how)
+    run = Run(plan.models, Benches(choose_placement(*placed)), how, printer)
+    run.check([picture for picture in plan.pictures if picture.index not in bad])
+    with contextlib.ExitStack() as books:
+        if plan.where.of_jobs:
+            run.manifest = books.enter_context(Manifest(plan.where.folder, plan.seed))
+            if plan.seed_drawn and run.manifest.seed != plan.seed:  # another process has begun at the same moment
+                plan = plan.with_seed(run.manifest.seed)
+        if how.on_error == "skip":
+            run.failures = FailureList(plan.where.folder, plan.shard)
+        for picture in plan.pictures:
+            if picture.index in bad:
+                run.fail([picture], bad[picture.index])
+        run([picture for picture in plan.pictures if picture.index not in bad])
+    return run.failed

@@ -15,7 +15,7 @@ import typer
 from sdcli.cli.options import ProgressChoice
 
 if TYPE_CHECKING:
-    from sdcli.batch import Event, Loaded, Made, Stepped
+    from sdcli.batch.events import Event, Loaded, Made, Stepped, There
 
 LINE_EVERY_S = 3.0
 
@@ -29,7 +29,7 @@ class Reporter:
 
     def __init__(self, pictures: int):
         self.pictures = pictures
-        self.made = 0
+        self.made = self.there = self.failed = 0
         self.started_at = time.monotonic()
         self.loaded_at = self.started_at
 
@@ -49,6 +49,12 @@ class Reporter:
             self.stepped(event)
         elif kind == "Warned":
             self.warn(event.message)
+        elif kind == "There":
+            self.there += 1
+            self.skipped(event)
+        elif kind == "Failed":
+            self.failed += 1
+            self.warn(f"{event.picture.path} failed: {event.error}")
         elif kind == "Made":
             self.made += 1
             self.imaged(event)
@@ -57,7 +63,13 @@ class Reporter:
         """Pictures per second since the model was loaded, and seconds until all are made."""
         elapsed_s = max(time.monotonic() - self.loaded_at, 1e-6)
         done = self.made + event.pictures * event.step / event.steps
-        return done / elapsed_s, (self.pictures - done) * elapsed_s / done
+        left = self.pictures - self.there - self.failed - done
+        return done / elapsed_s, left * elapsed_s / done
+
+    @property
+    def number(self) -> int:
+        """Of the picture in work, from 1."""
+        return min(self.made + self.there + self.failed + 1, self.pictures)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -72,8 +84,8 @@ class Reporter:
         """Tell which seed was drawn."""
         typer.echo(f"seed: {seed}", err=True)
 
-    def skipped(self, count: int) -> None:
-        """Tell how many pictures were already there."""
+    def skipped(self, event: There) -> None:
+        """Tell of a picture that was already there."""
 
     def loaded(self, event: Loaded) -> None:
         """Tell that the model is ready."""
@@ -92,9 +104,9 @@ class PlainReporter(Reporter):
         self.last_line_at = self.started_at
         return self
 
-    def skipped(self, count: int) -> None:
-        """Tell how many pictures were already there."""
-        typer.echo(f"{count} already there, skipped", err=True)
+    def __exit__(self, *error: object) -> None:
+        if self.there:
+            typer.echo(f"{self.there} already there, skipped", err=True)
 
     def loaded(self, event: Loaded) -> None:
         """Tell that the model is ready, if that took long."""
@@ -108,7 +120,7 @@ class PlainReporter(Reporter):
             return
         self.last_line_at = time.monotonic()
         rate, left_s = self.pace(event)
-        place = f"picture {self.made + 1} of {self.pictures}, step {event.step}/{event.steps}"
+        place = f"picture {self.number} of {self.pictures}, step {event.step}/{event.steps}"
         typer.echo(f"{place}, {rate_text(rate)}, {timedelta(seconds=round(left_s))} left", err=True)
 
 
@@ -122,7 +134,7 @@ class JsonReporter(Reporter):
 
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
-            self.tell("done", images=self.made)
+            self.tell("done", images=self.made, skipped=self.there, failed=self.failed)
 
     def warn(self, message: str) -> None:
         """Tell what the user should know."""
@@ -132,9 +144,9 @@ class JsonReporter(Reporter):
         """Tell which seed was drawn."""
         self.tell("seed", seed=seed)
 
-    def skipped(self, count: int) -> None:
-        """Tell how many pictures were already there."""
-        self.tell("skip", images=count)
+    def skipped(self, event: There) -> None:
+        """Tell of a picture that was already there."""
+        self.tell("skip", path=str(event.picture.path), index=event.picture.index)
 
     def loaded(self, event: Loaded) -> None:
         """Tell that the model is ready."""
@@ -180,7 +192,7 @@ class BarReporter(Reporter):
         """Keep the terminal free for a line of result."""
         self.bar.stop()
         yield
-        if self.made < self.pictures:
+        if self.made + self.there + self.failed < self.pictures:
             self.bar.start()
 
     def warn(self, message: str) -> None:
@@ -191,8 +203,8 @@ class BarReporter(Reporter):
     def stepped(self, event: Stepped) -> None:
         """Move the bar."""
         rate, _ = self.pace(event)
-        place = f"picture {self.made + 1} of {self.pictures}" if self.pictures > 1 else "picture"
-        done = self.made + event.pictures * event.step / event.steps
+        place = f"picture {self.number} of {self.pictures}" if self.pictures > 1 else "picture"
+        done = self.made + self.there + self.failed + event.pictures * event.step / event.steps
         self.bar.update(self.task, description=place, total=self.pictures, completed=done, rate=rate_text(rate))
 
 

@@ -12,6 +12,7 @@ import torch
 # By name, on purpose: diffusers looks these names up in this module when it reloads a saved pipeline.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from sdcli.components.attention import SpatialAttention
@@ -226,6 +227,7 @@ class VAE(ModelMixin, ConfigMixin):
         """Work on whole images."""
         self.tiled = False
 
+    @apply_forward_hook  # as before `forward`: a model that waits off the GPU comes back for it
     def encode(self, pixel_values: Tensor) -> DiagonalGaussian:
         """The distribution of latents of images (B, 3, H, W) in [-1, 1], with H and W multiples of `stride`."""
         height, width = pixel_values.shape[-2:]
@@ -237,6 +239,7 @@ class VAE(ModelMixin, ConfigMixin):
         mean, log_variance = moments.chunk(2, dim=1)  # each (B, C, h, w)
         return DiagonalGaussian(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
+    @apply_forward_hook
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), about in [-1, 1], of unscaled latents (B, C, h, w)."""
         return self._in_tiles(self._pixels, latents, self._latent_tile, self.config.sample_size)

@@ -1,0 +1,104 @@
+"""What can be wrong with pictures and is seen before any weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from sdcli.checkpoints import load_component, stock
+from sdcli.checkpoints.folder import scheduler_changes
+from sdcli.components.foreign_scheduler import ForeignScheduler, make_scheduler
+from sdcli.components.scheduler import Scheduler
+from sdcli.errors import SdcliError
+from sdcli.foreign import check_settings, is_foreign
+from sdcli.output import Picture
+from sdcli.registry import ModelSpec, inpaints
+from sdcli.run_settings import RunSettings
+from sdcli.settings import GenerateSettings
+
+ETA_SAMPLERS = ("ddim", "tcd")
+Choice = tuple[tuple[str, str], ...]  # what settings change in the scheduler's configuration
+Schedulers = dict[Choice, Scheduler | ForeignScheduler]
+
+
+def check_pictures(pictures: Sequence[Picture], model: ModelSpec, how: RunSettings) -> Schedulers:
+    """See that a model takes what its pictures ask for.
+
+    Returns:
+        The scheduler of every choice of sampler and schedule; none for a model of another family.
+
+    Raises:
+        SdcliError: it does not.
+    """
+    if is_foreign(model, stock.PIPELINES):
+        check_foreign(pictures, model, how)
+        return {}
+    schedulers = check_schedulers(pictures, model)
+    if inpaints(model.path) and any(picture.settings.mask is None for picture in pictures):
+        hint = "add --init-image FILE --mask FILE, or take the plain model of the family"
+        raise SdcliError(f"{model.name} is for inpainting, and needs a picture and a mask", hint=hint)
+    return schedulers
+
+
+def check_foreign(pictures: Sequence[Picture], model: ModelSpec, how: RunSettings) -> None:
+    """Refuse what a model of another family does not take.
+
+    Raises:
+        SdcliError: a setting or a flag has no counterpart there.
+    """
+    asked = {
+        "save-steps": any(each.steps_path for each in pictures),
+        "save-latents": how.save_latents,
+        "preview": how.preview,
+        "compile": how.compile,
+        "tile-vae": how.tile_vae,
+        "offload": how.offload != "none",
+    }
+    for flag, value in asked.items():
+        if value:
+            raise SdcliError(f"--{flag} does not go with {model.name}", hint="leave it out")
+    for picture in pictures:
+        check_settings(picture.settings, model)
+
+
+def scheduler_choice(settings: GenerateSettings) -> Choice:
+    """What decides the scheduler."""
+    return tuple(sorted(scheduler_changes(settings).items()))
+
+
+def check_schedulers(pictures: Iterable[Picture], model: ModelSpec) -> Schedulers:
+    """The scheduler of every choice of sampler and schedule.
+
+    Raises:
+        SdcliError: a sampler does not take the schedule, the number of steps, eta, or this model.
+    """
+    config = load_component(model.path, "scheduler").config
+    schedulers: Schedulers = {}
+    every = {
+        (scheduler_choice(each.settings), each.settings.num_inference_steps, each.settings.eta) for each in pictures
+    }
+    for choice, num_inference_steps, eta in every:
+        try:
+            scheduler = schedulers.get(choice) or make_scheduler(config, dict(choice))
+            scheduler.set_timesteps(num_inference_steps)
+        except ValueError as error:
+            raise SdcliError(str(error), hint="try another --sampler, --schedule or --steps") from error
+        if eta and scheduler.sampler not in ETA_SAMPLERS:
+            hint = f"leave it out, or take --sampler {' or '.join(ETA_SAMPLERS)}"
+            raise SdcliError(f"--eta means nothing to the sampler {scheduler.sampler}", hint=hint)
+        schedulers[choice] = scheduler
+    return schedulers
+
+
+def resolved(settings: GenerateSettings, schedulers: Schedulers) -> GenerateSettings:
+    """Settings with what the scheduler really does; of another family they stay, for its choices have no names."""
+    scheduler = schedulers.get(scheduler_choice(settings))
+    if scheduler is None:
+        return settings
+    return replace(
+        settings,
+        sampler=scheduler.sampler,
+        schedule=scheduler.sigma_schedule,
+        prediction_type=scheduler.config.get("prediction_type"),
+        timestep_spacing=scheduler.config.get("timestep_spacing"),
+    )

@@ -1,0 +1,50 @@
+"""Whether a picture is made already: its file opens, and carries its key."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+
+from sdcli.errors import SdcliError
+from sdcli.files import read_bytes
+from sdcli.images import open_image, read_text
+
+PNG_END = b"IEND\xaeB`\x82"
+
+
+class OnDisk(Enum):
+    """What is to be found where a picture goes."""
+
+    NOTHING = "nothing"
+    THE_PICTURE = "the picture"
+    ANOTHER = "another picture"
+    DAMAGED = "a file that does not open"
+
+
+def look_for(path: Path, key: str) -> OnDisk:
+    """What is there of a picture."""
+    if not path.exists():
+        return OnDisk.NOTHING
+    if not is_whole(read_bytes(path)):
+        return OnDisk.DAMAGED
+    return OnDisk.THE_PICTURE if key_in(path) == key else OnDisk.ANOTHER
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether a picture decodes, and ends as its format does: a PNG decodes without its last bytes too."""
+    try:
+        image = open_image(content, "the picture")
+    except SdcliError:
+        return False
+    return image.format != "PNG" or content.endswith(PNG_END)
+
+
+def key_in(path: Path) -> str | None:
+    """The key that a picture carries; None of a picture that this program has not made."""
+    try:
+        text, _, _ = read_text(path)
+        content = json.loads(text["sdcli"])
+        return content.get("key")
+    except (SdcliError, KeyError, ValueError, AttributeError):
+        return None

@@ -1,0 +1,70 @@
+"""What a run tells while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sdcli.errors import SdcliError
+from sdcli.output import Picture
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model is ready."""
+
+    model: str
+    device: str
+    precision: str
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One denoising step is done, of `pictures` pictures at once; `step` counts from 1."""
+
+    index: int
+    pictures: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture is on disk, at a path that may have got a number; its settings are the resolved ones.
+
+    Args:
+        picture: as it was made.
+        elapsed_s: its own share.
+        content: of its file, where it goes to stdout.
+    """
+
+    picture: Picture
+    elapsed_s: float
+    content: bytes | None = None
+
+
+@dataclass(frozen=True)
+class There:
+    """A picture is on disk since an earlier run, or another process has made it."""
+
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A picture could not be made, and the run goes on."""
+
+    picture: Picture
+    error: SdcliError
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that the user should know."""
+
+    message: str
+
+
+Event = Loaded | Stepped | Made | There | Failed | Warned
+Report = Callable[[Event], None]

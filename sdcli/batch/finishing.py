@@ -1,0 +1,155 @@
+"""What is left to do when a picture is denoised, in a thread of its own: decode, encode, write."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from sdcli.batch.events import Made
+from sdcli.batch.memory import Ladder, what_would_fit
+from sdcli.batch.part import Part
+from sdcli.device import explain_out_of_memory
+from sdcli.drawing import Easel, ForeignEasel
+from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
+from sdcli.images import SUFFIXES, encode_image, to_image
+from sdcli.latents import latents_file
+from sdcli.metadata import text_blocks
+from sdcli.output import Picture
+from sdcli.pipeline import SdPipeline
+from sdcli.results import write_result
+from sdcli.run_settings import RunSettings
+from sdcli.sheets import encode_animation, make_strip
+from sdcli.workbench import Workbench
+
+STRIP_LENGTH = 10  # pictures in a strip of steps; an animation shows all of them
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that is denoised.
+
+    Args:
+        picture: with resolved settings.
+        latents: (1, C, h, w).
+        steps: what the model saw in the noise at each step, (C, h, w) each, where that is wanted.
+        elapsed_s: its share of the time that its batch took.
+        easel: that it was made on.
+    """
+
+    picture: Picture
+    latents: torch.Tensor
+    steps: list[torch.Tensor] = field(default_factory=list)
+    elapsed_s: float = 0.0
+    easel: Easel | ForeignEasel | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """From latents to a file on disk.
+
+    Args:
+        part: that the picture belongs to.
+        bench: that it was made on.
+        how: whether latents are kept, what to do about files that are there.
+        ladder: what to do when memory runs out.
+    """
+
+    part: Part
+    bench: Workbench
+    how: RunSettings
+    ladder: Ladder
+
+    def __call__(self, drawn: Drawn) -> Made:
+        """Decode, encode and write a picture.
+
+        Raises:
+            SdcliError: memory or disk run out, or the VAE gives values that are no numbers.
+        """
+        started_at = time.monotonic()
+        picture, settings = drawn.picture, drawn.picture.settings
+        pixel_values = self.ladder.develop(lambda: self.develop(drawn), self.bench)
+        blocks = text_blocks(settings, self.part.provenance(settings, self.bench.placement, self.how))
+        content = encode_image(to_image(pixel_values), SUFFIXES[picture.path.suffix.lower()], blocks)
+        elapsed_s = drawn.elapsed_s + time.monotonic() - started_at
+        if picture.to_pipe:
+            return Made(picture, elapsed_s, content)
+        if self.how.save_latents:
+            write_result(self.latents_of(drawn), picture.latents_path, self.how.if_exists)
+        steps_path = picture.steps_path
+        if steps_path is not None:
+            steps = draw_steps(drawn.steps, drawn.easel.pipeline, steps_path.suffix.lower() == ".gif", blocks)
+            steps_path = write_result(steps, steps_path, self.how.if_exists)
+        path = write_result(content, picture.path, self.how.if_exists)  # last: then everything of it is there
+        return Made(replace(picture, path=path, steps_path=steps_path), elapsed_s)
+
+    def develop(self, drawn: Drawn) -> torch.Tensor:
+        """The picture, (1, 3, H, W) in [-1, 1]."""
+        width, height = drawn.picture.settings.width, drawn.picture.settings.height
+        with explain_out_of_memory(f"while decoding {width}x{height}", what_would_fit(width, height)):
+            return drawn.easel.develop(drawn.latents)
+
+    def latents_of(self, drawn: Drawn) -> bytes:
+        """The content of a latents file."""
+        return latents_file(drawn.latents, self.part.model, drawn.easel.pipeline.vae).to_bytes()
+
+    def keep_latents(self, drawn: Drawn, error: SdcliError) -> None:
+        """Write the latents of a picture that there is no memory to decode, and say in the error where they are."""
+        if error.exit_code == EXIT_OUT_OF_MEMORY and isinstance(drawn.easel, Easel):
+            path = write_result(self.latents_of(drawn), drawn.picture.latents_path, "number")
+            error.hint = f"its latents are kept: sdcli decode {path} -o {drawn.picture.path}; or {error.hint}"
+
+
+class Finisher:
+    """A thread that finishes pictures in the order in which they come, while the next ones are denoised.
+
+    Args:
+        finish: what it does with each.
+    """
+
+    def __init__(self, finish: Callable[[Drawn], Made]):
+        self.finish = finish
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finishing")
+        self._pending: deque[tuple[Drawn, Future[Made]]] = deque()
+
+    def close(self) -> None:
+        """Wait until everything is done that has been handed over."""
+        self._thread.shutdown(wait=True)
+
+    def submit(self, drawn: Drawn) -> None:
+        """Hand a picture over."""
+        self._pending.append((drawn, self._thread.submit(self.finish, drawn)))
+
+    def good(self) -> Iterator[Made]:
+        """Pictures that are done, in order, up to the first that failed; waits for none."""
+        while self._pending and self._pending[0][1].done() and self._pending[0][1].exception() is None:
+            yield self._pending.popleft()[1].result()
+
+    def finished(self, waiting: int) -> Iterator[tuple[Drawn, Made | SdcliError]]:
+        """Pictures that are done, in order, each with what came of it; at most `waiting` are left undone.
+
+        Raises:
+            Exception: a bug in the thread.
+        """
+        while self._pending and (len(self._pending) > waiting or self._pending[0][1].done()):
+            drawn, future = self._pending.popleft()
+            try:
+                yield drawn, future.result()
+            except SdcliError as error:
+                yield drawn, error
+
+
+def draw_steps(steps: list[torch.Tensor], pipeline: SdPipeline, animated: bool, blocks: dict[str, str]) -> bytes:
+    """What the model saw in the noise, step by step, (C, h, w) each, as the content of a strip or an animation.
+
+    Some steps of a strip are left out, evenly, so that `STRIP_LENGTH` remain, the last among them.
+    """
+    if not animated and len(steps) > STRIP_LENGTH:
+        last = len(steps) - 1
+        steps = [steps[round(place * last / (STRIP_LENGTH - 1))] for place in range(STRIP_LENGTH)]
+    images = [to_image(pipeline.decode(step[None])) for step in steps]
+    return encode_animation(images) if animated else encode_image(make_strip(images), "png", blocks)

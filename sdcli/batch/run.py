@@ -1,0 +1,300 @@
+"""Many settings to many picture files, each model loaded once.
+
+A picture depends on its own settings and seed alone: all its noise comes from its own CPU generator, and on the CPU
+each picture goes through the networks alone, so that it is the same, bit for bit, whatever else the run makes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from sdcli.batch.checks import check_pictures, scheduler_choice
+from sdcli.batch.done import OnDisk, look_for
+from sdcli.batch.events import Failed, Loaded, Made, Report, Stepped, There, Warned
+from sdcli.batch.failures import FailureList
+from sdcli.batch.finishing import Drawn, Finish, Finisher
+from sdcli.batch.groups import by_kind, by_model, group_size, portions
+from sdcli.batch.manifest import Manifest
+from sdcli.batch.memory import Ladder, what_would_fit
+from sdcli.batch.part import Part
+from sdcli.device import Placement, explain_out_of_memory
+from sdcli.drawing import Easel, ForeignEasel
+from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
+from sdcli.keys import Keys
+from sdcli.output import Picture
+from sdcli.preview import Preview
+from sdcli.registry import ModelSpec
+from sdcli.run_settings import RunSettings
+from sdcli.settings import GenerateSettings
+from sdcli.workbench import Benches, Workbench
+
+WAITING = 2  # batches that may be denoised and not yet written
+
+
+class Run:
+    """Makes pictures and writes each as soon as it is done.
+
+    Args:
+        models: by the names in the settings of pictures.
+        benches: the models that are in memory.
+        how: everything that decides no picture.
+        report: told of every event, in the thread of the run.
+
+    `manifest` and `failures` are None where no jobs are run, or failures not written down.
+    """
+
+    def __init__(self, models: Mapping[str, ModelSpec], benches: Benches, how: RunSettings, report: Report):
+        self.models, self.benches, self.how, self.report = models, benches, how, report
+        self.manifest: Manifest | None = None
+        self.failures: FailureList | None = None
+        self.failed = 0
+        self.placement = benches.placement
+        self.ladder = Ladder()
+        self.preview = None
+        if how.preview is not None:
+            self.preview = Preview(Path(how.preview), how.preview_vae, self.placement)
+        # of the part in work
+        self.part: Part | None = None
+        self.bench: Workbench | None = None
+        self.finish: Finish | None = None
+        self.finisher: Finisher | None = None
+
+    def check(self, pictures: Sequence[Picture]) -> list[Part]:
+        """See that every model takes what its pictures ask for, before any weights are read.
+
+        Raises:
+            SdcliError: one does not.
+        """
+        models = [(self.models[name], of_model) for name, of_model in by_model(pictures).items()]
+        return [Part(model, each, check_pictures(each, model, self.how), Keys(model)) for model, each in models]
+
+    def __call__(self, pictures: Sequence[Picture]) -> None:
+        """Make pictures, one model after the other.
+
+        Raises:
+            SdcliError: a model does not load or does not take the settings, memory or disk run out, or the networks
+                give values that are no numbers; unless failures are skipped. What was made before is on disk.
+        """
+        for part in self.check(pictures):
+            self.part = part
+            if missing := self.missing(part):
+                self.make_part(part, missing)
+
+    def missing(self, part: Part) -> list[Picture]:
+        """Pictures that are not on disk, or not whole; the others are reported."""
+        if self.how.if_exists != "skip":
+            return part.pictures
+        return [picture for picture in part.pictures if not self.is_there(picture)]
+
+    def is_there(self, picture: Picture) -> bool:
+        """Whether a picture need not be made; if so, that is reported and written down.
+
+        Raises:
+            SdcliError: in its place is another picture, and this is a run of jobs.
+        """
+        if picture.to_pipe or not picture.path.exists():
+            return False
+        key = self.part.key(picture)
+        found = look_for(picture.path, key)
+        if found is OnDisk.DAMAGED and self.how.if_exists == "skip":
+            self.report(Warned(f"{picture.path} does not open, and is made again"))
+            picture.path.unlink()
+        if found in (OnDisk.NOTHING, OnDisk.DAMAGED):
+            return False
+        if found is OnDisk.ANOTHER and self.manifest is not None:
+            hint = "--if-exists overwrite replaces it, number keeps both"
+            error = SdcliError(f"{picture.path} is there, and was made from something else", hint=hint)
+            self.fail([picture], error)
+            return True
+        if found is OnDisk.ANOTHER:
+            self.report(Warned(f"{picture.path} was made from something else, and stays as it is"))
+        elif self.manifest is not None:
+            self.manifest.add(picture.path, key, {"id": picture.id, "seed": picture.settings.seed})
+        self.report(There(picture))
+        return True
+
+    def make_part(self, part: Part, missing: list[Picture]) -> None:
+        """Make the pictures of one model."""
+        started_at, told = time.monotonic(), False
+        self.bench = self.benches.of(part.model, self.how)
+        taken: list[Picture] = []  # by another process
+        self.finish = Finish(part, self.bench, self.how, self.ladder)
+        self.finisher = Finisher(self.finish)
+        try:
+            for alike in by_kind(missing):
+                easel = self.prepare(alike[0].settings)
+                if not told:
+                    where = (str(self.placement.device), self.placement.precision)
+                    self.report(Loaded(part.model.name, *where, time.monotonic() - started_at))
+                    told = True
+                for group in portions(alike, easel, self.size_of(alike[0].settings)):
+                    self.make([picture for picture in group if self.claim(picture, taken)], easel)
+            self.collect(waiting=0)
+            for picture in taken:
+                self.manifest.wait_for(picture.path)
+                if not self.was_made_meanwhile(picture):
+                    self.make([picture], self.prepare(picture.settings))
+            self.collect(waiting=0)
+        finally:
+            self.finisher.close()  # what is denoised is written, whatever has happened
+            self.report_good()
+
+    def prepare(self, settings: GenerateSettings) -> Easel | ForeignEasel:
+        """The easel for pictures of some settings."""
+        hint = "try --precision fp16 or bf16, or a smaller model"
+        with explain_out_of_memory(f"while loading {self.part.model.name}", hint):
+            easel = self.bench.easel(settings)
+        self.part.keys.fingerprints(settings)  # hashed beside the work
+        if self.part.schedulers:
+            easel.pipeline.scheduler = self.part.schedulers[scheduler_choice(settings)]
+        return easel
+
+    def size_of(self, settings: GenerateSettings) -> int:
+        """How many pictures of some settings go through the networks together."""
+        return self.ladder.size(group_size(settings, self.placement, self.how.batch_size))
+
+    def claim(self, picture: Picture, taken: list[Picture]) -> bool:
+        """Whether this process is to make a picture; one that another is making is put into `taken`."""
+        manifest = self.manifest
+        if manifest is None or self.how.if_exists in ("overwrite", "number"):
+            return True
+        if not manifest.claim(picture.path):
+            taken.append(picture)
+            return False
+        return not self.was_made_meanwhile(picture)
+
+    def was_made_meanwhile(self, picture: Picture) -> bool:
+        """Whether another process has made a picture since this one looked; it need not stay claimed then."""
+        if not self.is_there(picture):
+            return False
+        self.manifest.release(picture.path)
+        return True
+
+    def make(self, group: list[Picture], easel: Easel | ForeignEasel) -> None:
+        """Denoise a group of pictures of equal settings but for text and seed, and hand them on."""
+        groups = [group] if group else []
+        while groups:
+            group = groups.pop(0)
+            limit = self.ladder.size(len(group))
+            if len(group) > limit:
+                groups[:0] = in_parts(group, limit)
+                continue
+            try:
+                drawn = self.draw(group, easel)
+            except SdcliError as error:
+                fewer = self.ladder.smaller(len(group), error, self.bench)
+                self.pass_warnings_on()
+                if fewer is None and len(group) > 1 and self.how.on_error == "skip":
+                    fewer = 1  # to see which of them it is
+                if fewer is None:
+                    self.fail(group, error)
+                else:
+                    groups[:0] = in_parts(group, fewer)
+                continue
+            for each in drawn:
+                self.finisher.submit(each)
+            self.collect(waiting=WAITING * len(group) if self.bench.overlaps else 0)
+
+    def draw(self, group: list[Picture], easel: Easel | ForeignEasel) -> list[Drawn]:
+        """Denoise pictures.
+
+        Raises:
+            SdcliError: memory runs out, or the UNet gives values that are no numbers.
+        """
+        started_at = time.monotonic()
+        settings = [picture.settings for picture in group]
+        if self.how.strict:
+            settings += settings[-1:] * (self.size_of(settings[0]) - len(group))
+        steps: list[torch.Tensor] = []
+        wants_steps = any(picture.steps_path is not None for picture in group)
+
+        def on_step(step: int, total: int, latents: torch.Tensor, pred_original_sample: torch.Tensor | None) -> None:
+            seen = latents if pred_original_sample is None else pred_original_sample
+            if wants_steps:
+                steps.append(seen)
+            if self.preview is not None:
+                self.preview(easel.pipeline, step, seen[0])
+            self.report(Stepped(group[0].index, len(group), step, total))
+            self.report_good()
+
+        width, height = settings[0].width, settings[0].height
+        with explain_out_of_memory(f"at {width}x{height}", what_would_fit(width, height)):
+            latents = easel.draw(settings, on_step)
+        elapsed_s = (time.monotonic() - started_at) / len(group)
+        return [
+            Drawn(self.part.resolved(picture), latents[[place]], [step[place] for step in steps], elapsed_s, easel)
+            for place, picture in enumerate(group)
+        ]
+
+    def collect(self, waiting: int) -> None:
+        """Report pictures that the finisher is done with, and leave at most `waiting` with it. Nothing is denoised now.
+
+        Raises:
+            SdcliError: one failed, and the run is to end.
+        """
+        for drawn, result in self.finisher.finished(waiting):
+            self.pass_warnings_on()
+            if not isinstance(result, SdcliError):
+                self.tell_made(result)
+            elif result.exit_code == EXIT_OUT_OF_MEMORY and self.ladder.offload(self.bench):
+                self.finisher.submit(drawn)
+            else:
+                self.finish.keep_latents(drawn, result)
+                self.fail([drawn.picture], result)
+
+    def report_good(self) -> None:
+        """Report pictures that are done, up to the first that failed."""
+        self.pass_warnings_on()
+        for made in self.finisher.good():
+            self.tell_made(made)
+
+    def tell_made(self, made: Made) -> None:
+        """Write a picture down and report it."""
+        manifest = self.manifest
+        if manifest is not None:
+            picture = made.picture
+            about = {"id": picture.id, "seed": picture.settings.seed}
+            manifest.add(picture.path, self.part.keys.of(picture.settings), about)
+            manifest.release(picture.path)
+        self.report(made)
+
+    def pass_warnings_on(self) -> None:
+        """Report what the ladder has to tell."""
+        while self.ladder.told:
+            self.report(self.ladder.told.popleft())
+
+    def fail(self, group: Sequence[Picture], error: SdcliError) -> None:
+        """End the run, or write down what failed and go on.
+
+        Raises:
+            SdcliError: the run is to end.
+        """
+        if self.how.on_error == "stop":
+            raise error
+        self.failed += len(group)
+        for picture in group:
+            if self.failures is not None:
+                self.failures.add(picture, error)
+            if self.manifest is not None:
+                self.manifest.release(picture.path)
+            self.report(Failed(picture, error))
+
+
+def in_parts(group: list[Picture], size: int) -> list[list[Picture]]:
+    """A group as groups of at most `size`."""
+    return [group[start : start + size] for start in range(0, len(group), size)]
+
+
+def run(
+    pictures: Sequence[Picture],
+    models: Mapping[str, ModelSpec],
+    placement: Placement,
+    report: Report,
+    how: RunSettings = RunSettings(),  # noqa: B008 - frozen
+) -> None:
+    """Make pictures with models that are loaded for them, without a manifest; see `Run`."""
+    Run(models, Benches(placement), how, report)(pictures)

@@ -1,0 +1,147 @@
+"""What `sdcli generate` is asked for: from flags and files to the pictures of this process. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sdcli.batch.manifest import seed_in
+from sdcli.cli.files import PIPE, check_pipe, input_name, read_input
+from sdcli.errors import SdcliError
+from sdcli.jobs import Asker, jobs_of_file, jobs_of_prompts, requests_of
+from sdcli.output import OutputSettings, Picture, plan_pictures
+from sdcli.registry import ModelSpec
+from sdcli.run_settings import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to make, as the user says it.
+
+    Args:
+        prompts: arguments.
+        prompts_file: a prompt a line; `-` is stdin.
+        jobs_file: a job a line.
+        settings: that were chosen by flags or come from a file, by the names of GenerateSettings.
+        num_images: of each prompt.
+        models_file: where models are looked up first.
+    """
+
+    prompts: tuple[str, ...]
+    prompts_file: str | None
+    jobs_file: str | None
+    settings: Mapping[str, Any]
+    num_images: int
+    models_file: Path | None
+
+    def __post_init__(self) -> None:
+        sources = (bool(self.prompts), self.prompts_file is not None, self.jobs_file is not None)
+        if not any(sources) and "prompt" not in self.settings:
+            raise typer.BadParameter("Missing argument 'PROMPT': what is to be shown?")
+        if sum(sources) > 1:
+            hint = "put the prompts into the file"
+            raise SdcliError("PROMPT, --prompts and --jobs do not go together", hint=hint)
+
+    @property
+    def of_jobs(self) -> bool:
+        """Whether a file says what to make."""
+        return self.prompts_file is not None or self.jobs_file is not None
+
+    def jobs(self) -> list[tuple[dict[str, Any], str]]:
+        """Every job with its file and line, which arguments have not.
+
+        Raises:
+            SdcliError: a line is no job, or there is none.
+        """
+        file = self.jobs_file or self.prompts_file
+        if file is None:
+            return [({"prompt": prompt}, "") for prompt in self.prompts] or [({}, "")]
+        read = jobs_of_file if self.jobs_file else jobs_of_prompts
+        jobs = list(read(read_input(file), input_name(file)))
+        if not jobs:
+            raise SdcliError(f"{input_name(file)} asks for nothing", hint="it has no line that is a job")
+        return jobs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The pictures that this process is to make.
+
+    Args:
+        asked: by the user.
+        jobs: of which they come.
+        where: their files go.
+        shard: which of all pictures are ours.
+        seed: of jobs that say none.
+        seed_drawn: whether nobody has chosen it.
+        pictures: ours.
+        models: by the names in their settings.
+    """
+
+    asked: Asked
+    jobs: list[tuple[dict[str, Any], str]]
+    where: OutputSettings
+    shard: Shard
+    seed: int
+    seed_drawn: bool
+    pictures: list[Picture]
+    models: dict[str, ModelSpec]
+
+    @classmethod
+    def of(cls, asked: Asked, where: OutputSettings, shard: Shard, device: str) -> Plan:
+        """Plan from the start.
+
+        Raises:
+            SdcliError: something is wrong with what is asked for, or where it is to go.
+        """
+        seed, drawn_seed = asked.settings.get("seed"), None
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        moment = (secrets.randbits(32), time.time())
+        if world > 1:
+            moment = agreed(moment, device)
+            shard = shard.within(rank, world)
+        if where.output == PIPE:
+            check_pipe()
+        where = replace(where, started_at=moment[1])
+        if seed is None:
+            drawn_seed = (seed_in(where.folder) if asked.of_jobs else None) or moment[0]
+        plan = cls(asked, asked.jobs(), where, shard, drawn_seed if seed is None else seed, seed is None, [], {})
+        return plan.with_seed(plan.seed)
+
+    def with_seed(self, seed: int) -> Plan:
+        """The same, with a seed for jobs that say none.
+
+        Raises:
+            SdcliError: as for `of`.
+        """
+        settings = {name: value for name, value in self.asked.settings.items() if name != "seed"}
+        asker = Asker(flags=settings, seed=seed, num_images=self.asked.num_images, models_file=self.asked.models_file)
+        requests = requests_of(asker, iter(self.jobs))
+        pictures = plan_pictures(requests, self.where, self.shard)
+        return replace(self, seed=seed, pictures=pictures, models=asker.models)
+
+
+def agreed(moment: tuple[int, float], device: str) -> tuple[int, float]:
+    """What the first of several processes has drawn, told to all of them over accelerate.
+
+    `torchrun` and `accelerate launch` leave each process one thread, unless told otherwise. On a CPU the number of
+    threads decides how sums are split, and so the last bits of a picture: each gets as many as a process alone.
+    """
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]  # before torch is imported, which reads it
+    import torch
+    from accelerate.utils import broadcast_object_list
+
+    from sdcli.device import choose_device
+
+    threads = torch.get_num_threads()
+    choose_device(device)  # joins the other processes, and takes threads away
+    torch.set_num_threads(threads)
+    return tuple(broadcast_object_list(list(moment)))

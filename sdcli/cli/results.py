@@ -1,0 +1,54 @@
+"""What becomes of the events of a run: progress on stderr, finished pictures on stdout. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from sdcli.cli import options
+from sdcli.cli.progress import Reporter
+
+if TYPE_CHECKING:
+    from sdcli.batch.events import Event, Made
+    from sdcli.output import Picture
+
+
+class ResultPrinter:
+    """Passes events on to the progress report, and prints each finished picture to stdout.
+
+    Args:
+        reporter: tells of progress.
+        as_json: a JSON object for each picture instead of its path.
+        drawn_seed: to be reported as soon as nothing can be wrong with the settings any more.
+    """
+
+    def __init__(self, reporter: Reporter, as_json: bool, drawn_seed: int | None = None):
+        self.reporter = reporter
+        self.as_json = as_json
+        self.drawn_seed = drawn_seed
+        self.on_disk: list[Picture] = []
+
+    def __call__(self, event: Event) -> None:
+        """Take one event of a run."""
+        self.reporter(event)
+        kind = type(event).__name__
+        if kind == "Loaded" and self.drawn_seed is not None:
+            self.reporter.seed(self.drawn_seed)
+            self.drawn_seed = None
+        if kind in ("Made", "There"):
+            self.on_disk.append(event.picture)
+        if kind == "Made":
+            self.print_picture(event)
+
+    def print_picture(self, event: Made) -> None:
+        """Print a finished picture, or its content where it goes to stdout."""
+        picture = event.picture
+        with self.reporter.paused():
+            if event.content is not None:
+                options.print_bytes(event.content)
+            elif self.as_json:
+                steps_path = picture.steps_path and str(picture.steps_path)
+                about = {"index": picture.index, "id": picture.id, **asdict(picture.settings), "steps_path": steps_path}
+                options.print_path(picture.path, as_json=True, **about, elapsed_s=round(event.elapsed_s, 3))
+            else:
+                options.print_path(picture.path, as_json=False)

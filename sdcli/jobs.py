@@ -1,0 +1,248 @@
+"""What is asked for, flag by flag or line by line, as requests: the complete settings of every picture.
+
+A line says more than a flag, a flag more than models.toml. Every mistake is told with its file and line, before
+anything is loaded. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import SdcliError
+from sdcli.images import read_size
+from sdcli.output import Picture, Request
+from sdcli.registry import ModelSpec, find_loadable
+from sdcli.settings import LARGEST_SEED, GenerateSettings, check_range, did_you_mean
+from sdcli.wildcards import choose, combinations
+
+HINTS = typing.get_type_hints(GenerateSettings)
+SHORT = {"steps": "num_inference_steps"}  # names of flags, where a setting has another
+OF_JOBS = {
+    "id": str | int,
+    "num_images": int,
+    "output": str,
+    "error": str,
+}  # what is no setting; the error of an earlier run
+MOST_IMAGES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """Turns jobs into requests.
+
+    Args:
+        flags: settings that the user chose for all jobs, by the names of GenerateSettings.
+        seed: of jobs that say none.
+        num_images: of jobs that say none.
+        models_file: where models are looked up first.
+        found: models that were looked up already, with what they choose where nobody says.
+    """
+
+    flags: Mapping[str, Any]
+    seed: int
+    num_images: int = 1
+    models_file: Path | None = None
+    found: dict[str | None, tuple[ModelSpec, dict[str, Any]]] = field(default_factory=dict, repr=False)
+
+    def requests(self, job: Mapping[str, Any], name: str, where: str = "") -> Iterator[Request]:
+        """The pictures of a job: of each picture to begin from, of each combination of its prompt, `num_images`.
+
+        Args:
+            job: checked by `check_job`.
+            name: its id, if it says none.
+            where: its file and line, for messages.
+
+        Raises:
+            SdcliError: a value that no model can take.
+        """
+        own = {SHORT.get(key, key): value for key, value in job.items() if key not in OF_JOBS}
+        values = {**self.flags, **own}
+        count = job.get("num_images", self.num_images)
+        if not 1 <= count <= MOST_IMAGES:
+            raise SdcliError(f"--num-images must be from 1 to {MOST_IMAGES}, got {count}", hint="try --num-images 1")
+        first_seed = values.pop("seed", self.seed)
+        hint = "leave --seed out and one is drawn and reported; picture i has N + i"
+        check_range("--seed", first_seed, 0, LARGEST_SEED + 1 - count, hint=hint)
+        name, output = str(job.get("id", name)), job.get("output")
+        prompt, negative_prompt = values.pop("prompt", None), values.pop("negative_prompt", "")
+        if prompt is None:
+            raise SdcliError("there is no prompt", hint='a job needs at least {"prompt": "a cute kitten"}')
+        beginnings = files_of(values.pop("init_image", None))
+        for place, init_image in enumerate(beginnings):
+            complete = {**self.defaults(values.get("model"), init_image, values), "init_image": init_image}
+            job_id = name if len(beginnings) == 1 else f"{name}-{place:05d}"
+            for text in combinations(prompt):
+                for seed in range(first_seed, first_seed + count):
+                    texts = {"prompt": choose(text, seed), "negative_prompt": choose(negative_prompt, seed)}
+                    yield Request(GenerateSettings(**texts, seed=seed, **complete), job_id, output, where)
+
+    def defaults(self, model: str | None, init_image: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a job, with those of its picture to begin from and of its model where it is silent."""
+        if model not in self.found:
+            spec = find_loadable(model, self.models_file)
+            self.found[model] = spec, {**asdict(spec.defaults), "model": spec.name}
+        spec, complete = self.found[model][0], dict(self.found[model][1])
+        if values.get("sampler") not in (None, spec.defaults.sampler):
+            complete["schedule"] = None  # it was chosen for the model's sampler; another does not inherit it
+        if init_image is not None:
+            complete["width"], complete["height"] = read_size(Path(init_image).expanduser())
+        return {**complete, **values, "model": spec.name}
+
+    @property
+    def models(self) -> dict[str, ModelSpec]:
+        """The models of all requests so far, by the name in their settings."""
+        return {spec.name: spec for spec, _ in self.found.values()}
+
+
+def files_of(pattern: str | None) -> list[str | None]:
+    """The files that a name or a pattern stands for, in order; a file that is there is no pattern.
+
+    Raises:
+        SdcliError: nothing matches.
+    """
+    if pattern is None or not glob.has_magic(pattern) or os.path.exists(os.path.expanduser(pattern)):
+        return [pattern]
+    found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    if not found:
+        raise SdcliError(f"no file matches --init-image {pattern}", hint="quote the pattern, and check the folder")
+    return found
+
+
+def check_job(job: Any, where: str) -> None:
+    """Refuse what is no job.
+
+    Raises:
+        SdcliError: an unknown key, or a value of another kind; the message begins with `where`.
+    """
+    if not isinstance(job, dict):
+        raise SdcliError(f"{where}: a job is a JSON object", hint='such as {"prompt": "a cute kitten", "seed": 1}')
+    for key, value in job.items():
+        kind = OF_JOBS.get(key) or HINTS.get(SHORT.get(key, key))
+        if kind is None:
+            known = sorted({*OF_JOBS, *SHORT, *HINTS} - set(SHORT.values()))
+            raise SdcliError(f"{where}: unknown key {key!r}", hint=did_you_mean(key, known))
+        if not is_of_kind(value, kind):
+            raise SdcliError(f"{where}: {key} must be {name_of_kind(kind)}, got {json.dumps(value)[:80]}", hint="")
+        if any(not is_text(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
+            raise SdcliError(f"{where}: {key} is not UTF-8, or holds a zero byte: {json.dumps(value)[:80]}")
+
+
+def is_of_kind(value: Any, kind: Any) -> bool:
+    """Whether a JSON value suits a setting's type; whole numbers suit fractional ones."""
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, list) and all(is_of_kind(each, typing.get_args(kind)[0]) for each in value)
+    if kinds := typing.get_args(kind):
+        return any(is_of_kind(value, each) for each in kinds)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be a file's name, and stand in a file."""
+    try:
+        return b"\0" not in text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False
+
+
+def name_of_kind(kind: Any) -> str:
+    """A setting's type in words."""
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {name_of_kind(typing.get_args(kind)[0])}"
+    if kinds := typing.get_args(kind):
+        return " or ".join(map(name_of_kind, kinds))
+    return {str: "a text", int: "a whole number", float: "a number", type(None): "null"}[kind]
+
+
+def jobs_of_file(content: bytes, name: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The jobs of a JSONL file, each with its file and line; empty lines are none.
+
+    Raises:
+        SdcliError: a line is no JSON, or no job.
+    """
+    for where, line in lines_of(content, name):
+        if line.startswith("#"):
+            raise SdcliError(f"{where}: JSON has no comments", hint="--prompts takes a prompt a line, with # comments")
+        try:
+            job = json.loads(line, object_pairs_hook=once_each)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise SdcliError(
+                f"{where} is no JSON: {reason}", hint='a job a line: {"prompt": "a cute kitten"}'
+            ) from error
+        check_job(job, where)
+        yield job, where
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, no key of which stands twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return values
+
+
+def jobs_of_prompts(content: bytes, name: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """A job for each line of a file of prompts; empty lines and those that begin with # are none.
+
+    Raises:
+        SdcliError: the file is not UTF-8.
+    """
+    return (({"prompt": line}, where) for where, line in lines_of(content, name) if not line.startswith("#"))
+
+
+def lines_of(content: bytes, name: str) -> Iterator[tuple[str, str]]:
+    """File and line number, and text, of every line that has one.
+
+    Raises:
+        SdcliError: a line is not UTF-8.
+    """
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        where = f"{name} line {number}"
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise SdcliError(f"{where} is not UTF-8", hint="save the file as UTF-8") from error
+        if text:
+            yield where, text
+
+
+def requests_of(asker: Asker, jobs: Iterator[tuple[dict[str, Any], str]]) -> list[Request]:
+    """The pictures of all jobs; the id of a job that says none is its number, from 00000.
+
+    Raises:
+        SdcliError: a value that no model can take, with file and line; or there is no job.
+    """
+    requests: list[Request] = []
+    for number, (job, where) in enumerate(list(jobs)):  # all are read before the first model is looked for
+        try:
+            requests += asker.requests(job, f"{number:05d}", where)
+        except SdcliError as error:
+            if not where:
+                raise
+            raise SdcliError(f"{where}: {error}", hint=error.hint, exit_code=error.exit_code) from error
+    return requests
+
+
+def job_of(picture: Picture, folder: Path) -> dict[str, Any]:
+    """A job that makes a picture: what of its settings is no default, its id, and its file below the output folder."""
+    settings = picture.settings
+    job: dict[str, Any] = {"id": picture.id}
+    short = {setting: key for key, setting in SHORT.items()}
+    for each in fields(GenerateSettings):
+        value = getattr(settings, each.name)
+        if each.default is MISSING or value != each.default:
+            job[short.get(each.name, each.name)] = list(value) if isinstance(value, tuple) else value
+    for name in ("prompt", "negative_prompt"):
+        if "{" in job.get(name, "") or "}" in job.get(name, ""):  # it has been chosen already
+            job[name] = job[name].replace("{", r"\{").replace("}", r"\}")
+    path = os.path.relpath(picture.path, folder)
+    return {**job, "output": path.replace("{", "{{").replace("}", "}}")}

@@ -1,0 +1,118 @@
+"""The key of a picture: a SHA-256 of everything that decides it, so that a file that carries it need not be made again.
+
+That is the resolved settings, and the content, not the names, of every file: weights, LoRAs, pictures to begin from.
+Device and precision are left out: a job that goes on elsewhere is the same job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sdcli.checkpoints.control import find_controlnet
+from sdcli.checkpoints.fingerprints import Fingerprints
+from sdcli.checkpoints.weights import sha256_of, weight_file
+from sdcli.errors import SdcliError
+from sdcli.files import state_of
+from sdcli.registry import INDEX, ModelSpec, find_model
+from sdcli.settings import GenerateSettings, lora_of
+
+# Components whose files decide a picture.
+HASHED = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer")
+PICTURES = ("init_image", "mask")
+NAMED = ("model", "lora", "embedding", "vae", "controlnet", "control_image", *PICTURES)  # by files: not told by name
+OTHERS = tuple(each.name for each in fields(GenerateSettings) if each.name not in NAMED)
+
+
+class Keys:
+    """Keys of the pictures of one model, and the hashes that they are made from.
+
+    Args:
+        model: on disk.
+    """
+
+    def __init__(self, model: ModelSpec):
+        self.model = model
+        self._fingerprints: dict[tuple, Fingerprints] = {}
+
+    def fingerprints(self, settings: GenerateSettings) -> Fingerprints:
+        """The hashes of every weight file that decides a picture; they are taken in a thread of their own."""
+        others = tuple(weights_beside(settings))
+        kind = (others, settings.vae is None)
+        if kind not in self._fingerprints:
+            parts = [part for part in HASHED if part != "vae" or settings.vae is None]
+            self._fingerprints[kind] = Fingerprints(self.model.path, parts, self.model.adapter, others)
+        return self._fingerprints[kind]
+
+    def of(self, settings: GenerateSettings) -> str:
+        """The key of a picture.
+
+        Args:
+            settings: with what the scheduler really does.
+
+        Raises:
+            SdcliError: a file cannot be read.
+        """
+        values: dict[str, Any] = {name: getattr(settings, name) for name in OTHERS}
+        values["weights"] = sorted(self.fingerprints(settings).get().values())
+        values["lora"] = [(digest_of(file), share) for file, share in map(lora_of, settings.lora)]
+        for name in PICTURES:
+            file = getattr(settings, name)
+            values[name] = file and digest_of(file)
+        values["control_image"] = [digest_of(file) for file in settings.control_image]
+        return key_of(values)
+
+
+def key_of(values: Mapping[str, Any]) -> str:
+    """SHA-256 of values of JSON types, whatever their order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(file: str) -> str:
+    """SHA-256 of a file as the user names it, taken once until it changes.
+
+    Raises:
+        SdcliError: it cannot be read.
+    """
+    path = Path(file).expanduser()
+    try:
+        return digest_in_state(path, state_of(path))
+    except OSError as error:
+        raise SdcliError(f"cannot read {file}: {error.strerror}", hint="check the path") from error
+
+
+@lru_cache(maxsize=4096)
+def digest_in_state(path: Path, state: str) -> str:
+    """SHA-256 of a file while it is in a state."""
+    return sha256_of(path)
+
+
+def weights_beside(settings: GenerateSettings) -> list[Path]:
+    """Files of weights that are put onto the model, or stand beside it."""
+    named = [*(lora_of(each)[0] for each in settings.lora), *settings.embedding]
+    files = [Path(each).expanduser() for each in named]
+    folders = [find_controlnet(each) for each in settings.controlnet]
+    if settings.vae is not None:
+        vae = vae_path(settings.vae)
+        folders.append(vae / "vae" if (vae / INDEX).is_file() else vae)
+    return [*files, *(each if each.is_file() else weight_file(each) for each in folders)]
+
+
+def vae_path(name: str) -> Path:
+    """The folder or file of a VAE: a path, or a model whose VAE is meant.
+
+    Raises:
+        SdcliError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() or (path / "config.json").is_file():
+        return path
+    model = find_model(name)
+    if model.path is None:
+        raise SdcliError(f"{name} is not on disk", hint=f"fetch it first: sdcli generate --model {name} …")
+    return model.path
