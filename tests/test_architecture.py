@@ -13,12 +13,12 @@ ROOT = Path(__file__).parent.parent / "sdcli"
 # A module may import modules of lower rows only. A package counts as one module; inside it, imports are free.
 LEVELS = [
     {"errors", "components"},
-    {"prompt_syntax", "files", "headers", "hub"},
+    {"prompt_syntax", "files", "headers", "hub", "exif", "untrusted_json"},
     {"settings", "families"},
     {"models_file"},
     {"device", "registry", "images", "prompts"},
     {"pipeline", "metadata", "output"},
-    {"foreign", "preview"},
+    {"foreign", "preview", "foreign_metadata"},
     {"drawing"},
     {"checkpoints", "adapters"},
     {"data", "plots", "workbench"},
