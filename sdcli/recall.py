@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 from sdcli.errors import SdcliError
 from sdcli.files import read_bytes
 from sdcli.foreign_metadata import read_foreign
-from sdcli.images import read_text
+from sdcli.images import PICTURES, read_text
 from sdcli.metadata import SCHEMA, read_complete_json
 from sdcli.models_file import line_of
 from sdcli.settings import GenerateSettings, did_you_mean
@@ -49,7 +49,8 @@ def recall(path: Path) -> Recalled:
     """The settings that a file names.
 
     Args:
-        path: a picture; a .json with settings, or with the `sdcli` block of a picture; or a .toml with settings.
+        path: a picture, which may have no suffix; a .json with settings, or with the `sdcli` block of a picture; or a
+            .toml with settings.
 
     Raises:
         SdcliError: there is no such file, it is damaged or names no settings, a key is unknown or given twice, or a
@@ -60,6 +61,8 @@ def recall(path: Path) -> Recalled:
         return recall_json(path)
     if suffix == ".toml":
         return recall_toml(path)
+    if suffix and suffix not in PICTURES:
+        raise SdcliError(f"{path} is no picture, no .json and no .toml", hint="name a file that has settings in it")
     return recall_picture(path)
 
 

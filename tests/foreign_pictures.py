@@ -22,7 +22,7 @@ SD_CPP_JSON = {
     "schema": "sdcpp.image.params/v1",
     "generator": {"name": "stable-diffusion.cpp", "version": "master", "commit": "b290693"},
     "seed": 1375127038,
-    "prompt": {"positive": "A sunflower field\nSteps: none", "negative": "Blue sky"},
+    "prompt": {"positive": "A sunflower field\nNegative prompt: is a part of this one", "negative": "Blue sky"},
     "sampling": {"steps": 30, "method": "dpm++2m", "scheduler": "karras", "guidance": {"txt_cfg": 5}},
     "loras": [{"name": "sun", "multiplier": 0.5}],
 }

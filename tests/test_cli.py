@@ -590,7 +590,9 @@ def test_info_tells_pictures_of_other_programs(sdcli_run, tmp_path):
 
     (tmp_path / "a.png").write_bytes(png({"parameters": A1111}, "iTXt"))
     (tmp_path / "b.webp").write_bytes(comfy_webp())
-    (tmp_path / "c.png").write_bytes(png({"Title": "my cat", "width": "wide", "long": "a" * 1000}))
+    (tmp_path / "c.png").write_bytes(
+        png({"Title": "my cat", "width": "wide", "long": "a" * 1000, "ring": "a\a\x1b[2J"})
+    )
     ended = sdcli_run("info", "a.png", "b.webp", "c.png")
     assert ended.code == 0
     text = ended.out

@@ -262,9 +262,10 @@ def test_stable_diffusion_cpp(read):
 
 def test_stable_diffusion_cpp_with_json_behind(read):
     """The JSON knows where the prompt ends, and the LoRAs; all of it is kept."""
-    text = f"A sunflower field\nSteps: none\nNegative prompt: Blue sky\n{SD_CPP_LINE}, SDCPP: {json.dumps(SD_CPP_JSON)}"
+    prompt = SD_CPP_JSON["prompt"]["positive"]
+    text = f"{prompt}\nNegative prompt: Blue sky\n{SD_CPP_LINE}, SDCPP: {json.dumps(SD_CPP_JSON)}"
     for found in (read(png({"parameters": text})), read_foreign({"xmp": in_xmp(text)})):
-        assert found.settings["prompt"] == "A sunflower field\nSteps: none"
+        assert (found.settings["prompt"], found.settings["negative_prompt"]) == (prompt, "Blue sky")
         assert found.settings["lora"] == ("sun:0.5",)
         assert found.settings["seed"] == 1375127038
         assert found.others["SDCPP"] == SD_CPP_JSON
@@ -369,6 +370,14 @@ def test_comfyui_second_pass():
     assert found.settings == COMFY_SETTINGS
     assert found.others["2 KSampler"]["seed"] == 5
     assert found.others["40 LatentUpscale"] == {"width": 1024}
+
+
+def test_comfyui_sampler_whose_picture_is_saved():
+    """Another one in the graph is not what made it."""
+    unsaved = comfy_node("KSampler", **{**COMFY["3"]["inputs"], "seed": 5})
+    found = comfy({"1": unsaved, **COMFY})
+    assert found.settings["seed"] == 156680208700286
+    assert found.others["1 KSampler"]["seed"] == 5
 
 
 def test_comfyui_values_from_other_nodes():
@@ -527,6 +536,9 @@ def test_mflux(read, file_format):
     }
     assert found.others["image_path"] == "cat.png" and found.others["quantize"] == 8
     assert "controlnet_strength" not in found.others
+    found = read_foreign({"UserComment": json.dumps({**MFLUX, "steps": 25.5, "seed": 2.0, "width": True})})
+    assert found.settings["seed"] == 2 and not found.settings.keys() & {"num_inference_steps", "width"}
+    assert (found.others["steps"], found.others["width"]) == (25.5, True)
 
 
 # names
@@ -580,6 +592,14 @@ def test_a_text_that_unfolds_is_refused(read, content):
     with pytest.raises(SdcliError, match="holds a text that is too large") as raised:
         read(content)
     assert raised.value.hint
+
+
+def test_a_field_that_is_not_there_is_refused(read):
+    """PIL opens this TIFF, and raises KeyError for a field whose numbers are said to be beyond its end."""
+    content = bytearray(with_exif("TIFF", b"ASCII\0\0\0abc"))
+    content[62], content[87], content[97] = 9, 1, 1
+    with pytest.raises(SdcliError, match="damaged"):
+        read(bytes(content))
 
 
 @pytest.mark.parametrize(

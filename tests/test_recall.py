@@ -91,7 +91,9 @@ def test_flat_files(write, name):
     """Flags' names are understood, whole numbers are numbers, lists are tuples."""
     values = {"prompt": "a cat", "steps": 20, "guidance-scale": 7, "lora": ["a:0.5"], "control_scale": [1, 0.5]}
     text = json.dumps(values) if name == "a.json" else "\n".join(f"{key} = {json.dumps(values[key])}" for key in values)
-    assert recall(write(name, "\ufeff" + text)) == Recalled(
+    recalled = recall(write(name, "\ufeff" + text))
+    assert isinstance(recalled.settings["guidance_scale"], float)
+    assert recalled == Recalled(
         {
             "prompt": "a cat",
             "num_inference_steps": 20,
@@ -154,6 +156,7 @@ def test_every_setting_can_be_in_a_file(write):
         ("a.toml", "prompt = a", "cannot read a.toml: Invalid value (at line 1", "TOML"),
         ("a.toml", "a = " + "[" * 100_000, "cannot read a.toml: it is nested too deep", "TOML"),
         ("a.toml", "[generate]\nseed = 1", "a.toml, line 1: unknown key 'generate'", "known"),
+        ("a.txt", "a cat", "a.txt is no picture, no .json and no .toml", "settings"),
         ("a.png", b"words", "a.png is not a picture", "again"),
         ("a", png({}), "a names no settings that are understood", "sdcli info"),
         ("a.png", png({"workflow": json.dumps(WORKFLOW)}), "a.png names no settings", "sdcli info"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from sdcli.errors import SdcliError
 
 MOST_TENSORS = 8  # to be listed one by one
 MOST_LETTERS = 400  # of a value of another program that is shown
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # by which a text of a stranger could steer a terminal
 LABELS = {"made_by": "made by", "not_understood": "not understood"}  # in text
 
 
@@ -91,7 +93,7 @@ def lines_of(values: dict[str, Any], depth: int, most_letters: float = math.inf)
     """Nested values as indented lines; of many tensors only their number, of what is too long only its length."""
     lines = []
     for key, value in values.items():
-        label, text = f"{'  ' * depth}{LABELS.get(key, key)}", str(value)
+        label, text = "  " * depth + visible(LABELS.get(key, key)), visible(str(value))
         if key == "tensors" and len(value) > MOST_TENSORS:
             lines.append(f"{label}: {len(value)} (--json lists them)")
         elif key in ("not_understood", "texts") and isinstance(value, dict):
@@ -105,3 +107,8 @@ def lines_of(values: dict[str, Any], depth: int, most_letters: float = math.inf)
         else:
             lines.append(f"{label}: {text}")
     return lines
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are written out, but for line breaks and tabs."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
