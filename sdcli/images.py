@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from sdcli.errors import SdcliError
+from sdcli.exif import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT, encode_comment, texts_of
 from sdcli.files import read_bytes, write_whole
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # PIL knows more, some
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 PICTURES = (*SUFFIXES, ".gif", ".bmp", ".tif", ".tiff")  # suffixes of files that can be read
-EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION, ORIENTATION = 0x8769, 0x9286, 0x010E, 0x0112
+ORIENTATION = 0x0112  # of EXIF
 GET_AGAIN = "the file is cut off or altered; get it again"
-UNICODE_COMMENT = b"UNICODE\0"  # EXIF 2.3, table 9: the character code that opens a user comment; UTF-16 follows
+# By all of these PIL tells of damage, the last ones in EXIF.
+DAMAGE = (OSError, SyntaxError, ValueError, struct.error, KeyError, TypeError, IndexError, AttributeError)
 
 
 def load_image(source: Path | bytes, name: str = "") -> Image.Image:
@@ -236,53 +239,32 @@ def encode_image(image: Image.Image, file_format: str = "png", text: dict[str, s
     if "sdcli" in text:
         exif[IMAGE_DESCRIPTION] = text["sdcli"]
     if "parameters" in text:
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE_COMMENT + text["parameters"].encode("utf-16-be")
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = encode_comment(text["parameters"])
     options = {"subsampling": 0} if file_format == "jpg" else {}
     image.save(content, FORMATS[file_format], quality=95, exif=exif, **options)
     return content.getvalue()
 
 
 def read_text(path: Path) -> tuple[dict[str, str], tuple[int, int], str]:
-    """The texts inside a picture, its width and height, and its format; pixels are not decoded.
+    """The texts inside a picture, its width and height, and its format.
+
+    Texts of PNG have the names that they have there, those of EXIF see `exif.texts_of`; XMP is `xmp`, unread.
 
     Raises:
-        SdcliError: the file is missing or no picture.
+        SdcliError: the file is missing, no picture, or holds more text than can be meant.
     """
     with opened(read_bytes(path), path) as image:
-        text = dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else text_of_exif(image.getexif())
+        exif = image.getexif()
+        text = texts_of(dict(exif), exif.get_ifd(EXIF_IFD).get(USER_COMMENT))
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            text |= {name: str(value) for name, value in image.text.items()}
+        elif isinstance(xmp := image.info.get("xmp"), bytes):
+            text["xmp"] = xmp.decode("utf-8", errors="replace")
         return text, image.size, image.format or ""
 
 
-@contextlib.contextmanager
-def opened(content: bytes, path: Path) -> Iterator[Image.Image]:
-    """A picture of which only what stands before its pixels is read.
-
-    Raises:
-        SdcliError: it is no picture, or what is read of it is damaged.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(content), formats=READABLE)
-        yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SdcliError(f"{path} is not a picture, or a damaged one", hint="get the file again") from error
-
-
-def text_of_exif(exif: Image.Exif) -> dict[str, str]:
-    """What `encode_image` wrote into JPEG or WebP."""
-    text = {}
-    comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if isinstance(comment, bytes) and comment.startswith(UNICODE_COMMENT):
-        text["parameters"] = comment.removeprefix(UNICODE_COMMENT).decode("utf-16-be", errors="replace")
-    description = exif.get(IMAGE_DESCRIPTION)
-    if isinstance(description, str) and description.startswith("{"):
-        text["sdcli"] = description
-    return text
-
-
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture, turned as its EXIF says; pixels are not decoded.
+    """Width and height of a picture, turned as its EXIF says.
 
     Raises:
         SdcliError: the file is missing or no picture.
@@ -290,6 +272,25 @@ def read_size(path: Path) -> tuple[int, int]:
     with opened(read_bytes(path), path) as image:
         turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
+
+
+@contextlib.contextmanager
+def opened(content: bytes, path: Path) -> Iterator[Image.Image]:
+    """A picture of which only what stands beside its pixels is read.
+
+    Raises:
+        SdcliError: it is no picture, what is read of it is damaged, or it holds more text than can be meant.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a large picture, or an odd field in its EXIF
+            yield Image.open(BytesIO(content), formats=READABLE)
+    except Image.DecompressionBombError as error:
+        raise SdcliError(f"{path} is too large to be a picture: {error}", hint=GET_AGAIN) from error
+    except DAMAGE as error:
+        if "MAX_TEXT" in str(error):  # PIL's limits, by which a small file cannot fill the memory
+            raise SdcliError(f"{path} holds a text that is too large: {error}", hint=GET_AGAIN) from error
+        raise SdcliError(f"{path} is not a picture, or a damaged one", hint="get the file again") from error
 
 
 def save_png(image: Image.Image, path: Path, text: dict[str, str] | None = None) -> None:

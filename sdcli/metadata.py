@@ -9,6 +9,7 @@ from typing import Any
 from sdcli import __version__
 from sdcli.errors import SdcliError
 from sdcli.settings import GenerateSettings
+from sdcli.untrusted_json import parse_json
 
 SCHEMA = "sdcli.image/1"  # the number rises when a key changes its meaning
 NOISED_SCHEMA = "sdcli.noised-image/1"
@@ -123,7 +124,7 @@ def read_complete_json(text: str) -> dict[str, Any]:
         SdcliError: the block is damaged.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         return {"schema": content.pop("schema"), **content}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SdcliError("the picture's sdcli block is damaged", hint="the file was altered; get it again") from error

@@ -581,3 +581,38 @@ def test_info_tells_pictures_latents_and_weights(sdcli_run, photo, tiny_folder):
     assert about[0]["sdcli"]["settings"]["prompt"] == "a cat"
     assert about[1]["tensors"]["latents"]["shape"] == [1, 4, 8, 8]
     assert "conv_in.weight" in about[2]["tensors"]
+
+
+def test_info_tells_pictures_of_other_programs(sdcli_run, tmp_path):
+    """Who made it, in our words what can be said so, and the rest in theirs; what is long only as JSON."""
+    from foreign_pictures import A1111, COMFY, WORKFLOW, comfy_webp, png
+
+    (tmp_path / "a.png").write_bytes(png({"parameters": A1111}, "iTXt"))
+    (tmp_path / "b.webp").write_bytes(comfy_webp())
+    (tmp_path / "c.png").write_bytes(
+        png({"Title": "my cat", "width": "wide", "long": "a" * 1000, "ring": "a\a\x1b[2J"})
+    )
+    ended = sdcli_run("info", "a.png", "b.webp", "c.png")
+    assert ended.code == 0
+    text = ended.out
+    for line in ("  made by: A1111", "  settings:", "    sampler: dpmpp_2m", "    clip_skip: 1", "  not understood:"):
+        assert f"\n{line}\n" in text
+    assert "    Model hash: 6ce0161689\n" in text and "  made by: ComfyUI" in text
+    assert "    prompt:\n      a cat, \n      in the (snow:1.2)\n" in text
+    assert (
+        "    Title: my cat" in text and "  width: 8\n" in text and "    long: 1000 letters (--json shows them)" in text
+    )
+    about = [json.loads(line) for line in sdcli_run("info", "a.png", "b.webp", "c.png", "--json").out.splitlines()]
+    assert [each.get("made_by") for each in about] == ["A1111", "ComfyUI", None]
+    assert about[1]["settings"]["seed"] == COMFY["3"]["inputs"]["seed"]
+    assert about[1]["not_understood"]["workflow"] == WORKFLOW
+    assert about[2]["texts"]["width"] == "wide" and about[2]["width"] == 8
+
+
+def test_info_refuses_a_text_that_unfolds(sdcli_run, tmp_path):
+    """A few kilobytes that would become many megabytes."""
+    from foreign_pictures import png
+
+    (tmp_path / "a.png").write_bytes(png({"parameters": "a" * 2**24}, "zTXt"))
+    error, hint = sdcli_run("info", "a.png").one_error()
+    assert "a.png holds a text that is too large" in error and "again" in hint
