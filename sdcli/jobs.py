@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-import typing
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,11 +19,11 @@ from sdcli.errors import SdcliError
 from sdcli.images import read_size
 from sdcli.output import Picture, Request
 from sdcli.registry import ModelSpec, find_loadable
+from sdcli.setting_types import ALIASES, KINDS, check_type, shown
 from sdcli.settings import LARGEST_SEED, GenerateSettings, check_range, did_you_mean
-from sdcli.wildcards import choose, combinations
+from sdcli.untrusted_json import parse_json
+from sdcli.wildcards import choose, combinations, escaped
 
-HINTS = typing.get_type_hints(GenerateSettings)
-SHORT = {"steps": "num_inference_steps"}  # names of flags, where a setting has another
 OF_JOBS = {
     "id": str | int,
     "num_images": int,
@@ -31,6 +31,7 @@ OF_JOBS = {
     "error": str,
 }  # what is no setting; the error of an earlier run
 MOST_IMAGES = 100_000
+EXAMPLE = 'a job a line, at least {"prompt": "a cute kitten"}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +56,14 @@ class Asker:
         """The pictures of a job: of each picture to begin from, of each combination of its prompt, `num_images`.
 
         Args:
-            job: checked by `check_job`.
+            job: from `read_job`.
             name: its id, if it says none.
             where: its file and line, for messages.
 
         Raises:
             SdcliError: a value that no model can take.
         """
-        own = {SHORT.get(key, key): value for key, value in job.items() if key not in OF_JOBS}
-        values = {**self.flags, **own}
+        values = {**self.flags, **{name: value for name, value in job.items() if name not in OF_JOBS}}
         count = job.get("num_images", self.num_images)
         if not 1 <= count <= MOST_IMAGES:
             raise SdcliError(f"--num-images must be from 1 to {MOST_IMAGES}, got {count}", hint="try --num-images 1")
@@ -73,7 +73,7 @@ class Asker:
         name, output = str(job.get("id", name)), job.get("output")
         prompt, negative_prompt = values.pop("prompt", None), values.pop("negative_prompt", "")
         if prompt is None:
-            raise SdcliError("there is no prompt", hint='a job needs at least {"prompt": "a cute kitten"}')
+            raise SdcliError("there is no prompt", hint=EXAMPLE)
         beginnings = files_of(values.pop("init_image", None))
         for place, init_image in enumerate(beginnings):
             complete = {**self.defaults(values.get("model"), init_image, values), "init_image": init_image}
@@ -115,51 +115,46 @@ def files_of(pattern: str | None) -> list[str | None]:
     return found
 
 
-def check_job(job: Any, where: str) -> None:
-    """Refuse what is no job.
+def read_job(line: str, where: str) -> dict[str, Any]:
+    """A job from its JSON, settings by the names of their fields.
 
     Raises:
-        SdcliError: an unknown key, or a value of another kind; the message begins with `where`.
+        SdcliError: it is no JSON, has an unknown key, or a value of another type; the message begins with `where`.
     """
-    if not isinstance(job, dict):
-        raise SdcliError(f"{where}: a job is a JSON object", hint='such as {"prompt": "a cute kitten", "seed": 1}')
-    for key, value in job.items():
-        kind = OF_JOBS.get(key) or HINTS.get(SHORT.get(key, key))
-        if kind is None:
-            known = sorted({*OF_JOBS, *SHORT, *HINTS} - set(SHORT.values()))
-            raise SdcliError(f"{where}: unknown key {key!r}", hint=did_you_mean(key, known))
-        if not is_of_kind(value, kind):
-            raise SdcliError(f"{where}: {key} must be {name_of_kind(kind)}, got {json.dumps(value)[:80]}", hint="")
-        if any(not is_text(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
-            raise SdcliError(f"{where}: {key} is not UTF-8, or holds a zero byte: {json.dumps(value)[:80]}")
-
-
-def is_of_kind(value: Any, kind: Any) -> bool:
-    """Whether a JSON value suits a setting's type; whole numbers suit fractional ones."""
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, list) and all(is_of_kind(each, typing.get_args(kind)[0]) for each in value)
-    if kinds := typing.get_args(kind):
-        return any(is_of_kind(value, each) for each in kinds)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def is_text(text: str) -> bool:
-    """Whether a text can be a file's name, and stand in a file."""
     try:
-        return b"\0" not in text.encode("utf-8")
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        return False
+        content = parse_json(line)
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise SdcliError(f"{where} is no JSON: {reason}", hint=EXAMPLE) from error
+    if not isinstance(content, dict):
+        raise SdcliError(f"{where}: a job is a JSON object", hint=EXAMPLE)
+    if "\\u0000" in line:
+        raise SdcliError(f"{where} holds a zero byte", hint="no text has one, and no name of a file")
+    job: dict[str, Any] = {}
+    for key, value in content.items():
+        name = ALIASES.get(key, key)
+        if name in job:
+            raise SdcliError(f"{where}: {key} and {name} are the same", hint="leave one of them out")
+        job[name] = check_key(name, value, f"{where}: {key}")
+    return job
 
 
-def name_of_kind(kind: Any) -> str:
-    """A setting's type in words."""
-    if typing.get_origin(kind) is tuple:
-        return f"a list, each {name_of_kind(typing.get_args(kind)[0])}"
-    if kinds := typing.get_args(kind):
-        return " or ".join(map(name_of_kind, kinds))
-    return {str: "a text", int: "a whole number", float: "a number", type(None): "null"}[kind]
+def check_key(name: str, value: Any, called: str) -> Any:
+    """The value of a key of a job, as it is used.
+
+    Raises:
+        SdcliError: there is no such key, or it takes another type.
+    """
+    if name in KINDS:
+        value = check_type(name, value, called)
+    elif name not in OF_JOBS:
+        known = sorted({*OF_JOBS, *ALIASES, *KINDS} - set(ALIASES.values()))
+        where, _, key = called.rpartition(": ")
+        raise SdcliError(f"{where}: unknown key {shown(key)}", hint=did_you_mean(key[:60], known))
+    elif not isinstance(value, OF_JOBS[name]) or isinstance(value, bool):
+        wanted = "a whole number" if OF_JOBS[name] is int else "a text"
+        raise SdcliError(f"{called} must be {wanted}, got {shown(value)}", hint=EXAMPLE)
+    return value
 
 
 def jobs_of_file(content: bytes, name: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -171,23 +166,7 @@ def jobs_of_file(content: bytes, name: str) -> Iterator[tuple[dict[str, Any], st
     for where, line in lines_of(content, name):
         if line.startswith("#"):
             raise SdcliError(f"{where}: JSON has no comments", hint="--prompts takes a prompt a line, with # comments")
-        try:
-            job = json.loads(line, object_pairs_hook=once_each)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise SdcliError(
-                f"{where} is no JSON: {reason}", hint='a job a line: {"prompt": "a cute kitten"}'
-            ) from error
-        check_job(job, where)
-        yield job, where
-
-
-def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, no key of which stands twice."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return values
+        yield read_job(line, where), where
 
 
 def jobs_of_prompts(content: bytes, name: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -219,10 +198,12 @@ def requests_of(asker: Asker, jobs: Iterator[tuple[dict[str, Any], str]]) -> lis
     """The pictures of all jobs; the id of a job that says none is its number, from 00000.
 
     Raises:
-        SdcliError: a value that no model can take, with file and line; or there is no job.
+        SdcliError: a value that no model can take, with file and line.
     """
+    read = deque(jobs)  # all are read before the first model is looked for
     requests: list[Request] = []
-    for number, (job, where) in enumerate(list(jobs)):  # all are read before the first model is looked for
+    for number in range(len(read)):
+        job, where = read.popleft()
         try:
             requests += asker.requests(job, f"{number:05d}", where)
         except SdcliError as error:
@@ -236,13 +217,11 @@ def job_of(picture: Picture, folder: Path) -> dict[str, Any]:
     """A job that makes a picture: what of its settings is no default, its id, and its file below the output folder."""
     settings = picture.settings
     job: dict[str, Any] = {"id": picture.id}
-    short = {setting: key for key, setting in SHORT.items()}
+    short = {setting: key for key, setting in ALIASES.items()}
     for each in fields(GenerateSettings):
         value = getattr(settings, each.name)
         if each.default is MISSING or value != each.default:
             job[short.get(each.name, each.name)] = list(value) if isinstance(value, tuple) else value
-    for name in ("prompt", "negative_prompt"):
-        if "{" in job.get(name, "") or "}" in job.get(name, ""):  # it has been chosen already
-            job[name] = job[name].replace("{", r"\{").replace("}", r"\}")
+    job |= {name: escaped(job[name]) for name in ("prompt", "negative_prompt") if name in job}  # it has been chosen
     path = os.path.relpath(picture.path, folder)
     return {**job, "output": path.replace("{", "{{").replace("}", "}}")}

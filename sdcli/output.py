@@ -45,21 +45,31 @@ class Picture:
     Args:
         settings: what it is made from.
         index: its place in the run, from 0.
-        path: the suffix decides the format; that of stdout is `PIPE` with one.
+        file: its path as a text, which takes less memory; the suffix decides the format; `PIPE` and one is stdout.
         id: of its job.
-        steps_path: for a strip (.png) or an animation (.gif) of its steps.
+        steps_file: for a strip (.png) or an animation (.gif) of its steps.
     """
 
     settings: GenerateSettings
     index: int
-    path: Path
+    file: str
     id: str = ""
-    steps_path: Path | None = None
+    steps_file: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Of its file."""
+        return Path(self.file)
+
+    @property
+    def steps_path(self) -> Path | None:
+        """Of the file of its steps, if they are wanted."""
+        return self.steps_file and Path(self.steps_file)
 
     @property
     def to_pipe(self) -> bool:
         """Whether it goes to stdout."""
-        return self.path.stem == PIPE and not self.path.parent.name
+        return os.path.splitext(self.file)[0] == PIPE
 
     @property
     def latents_path(self) -> Path:
@@ -144,9 +154,9 @@ def plan_pictures(requests: Sequence[Request], where: OutputSettings, shard: Sha
         Picture(
             settings=requests[index].settings,
             index=index,
-            path=Path(paths[index]),
+            file=paths[index],
             id=requests[index].id,
-            steps_path=steps_paths[index] and Path(steps_paths[index]),
+            steps_file=steps_paths[index],
         )
         for index in own
     ]
@@ -164,7 +174,7 @@ def to_pipe(requests: Sequence[Request], where: OutputSettings) -> Picture:
     if where.save_steps or where.save_latents:
         flag = "--save-steps" if where.save_steps else "--save-latents"
         raise SdcliError(f"{flag} does not go with -o -", hint="name a file by --output")
-    return Picture(settings=requests[0].settings, index=0, path=Path(f"{PIPE}.{where.file_format or 'png'}"))
+    return Picture(settings=requests[0].settings, index=0, file=f"{PIPE}.{where.file_format or 'png'}")
 
 
 def name_pictures(requests: Sequence[Request], where: OutputSettings) -> tuple[list[str], list[str | None]]:

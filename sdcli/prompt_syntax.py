@@ -8,7 +8,8 @@ from sdcli.errors import SdcliError
 
 TOKEN = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)|\]|[^\\()\[\]:]+|:")
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
-EDITING = re.compile(r"(?<!\\)\[[^\[\]]*(?::\s*[\d.]+\s*|\|[^\[\]]*)\]")  # [from:to:when], [a|b]
+BRACKETS = re.compile(r"(?<!\\)\[([^\[\]]*)\]")
+NUMBER = re.compile(r"[\d.]+")
 STRONGER = 1.1  # what round brackets multiply by, and square ones divide by
 
 
@@ -29,10 +30,10 @@ def parse_prompt(prompt: str) -> list[Piece]:
     Raises:
         SdcliError: it has A1111's prompt editing, [from:to:when] or [a|b], which changes prompts between steps.
     """
-    if edited := EDITING.search(prompt):
-        raise SdcliError(
-            f"prompt editing is not there: {edited[0]}", hint=r"write one of the words; \[ and \] are plain brackets"
-        )
+    for found in BRACKETS.finditer(prompt):
+        if is_editing(found[1]):
+            hint = r"write one of the words; \[ and \] are plain brackets"
+            raise SdcliError(f"prompt editing is not there: {found[0]}", hint=hint)
     pieces: list[list] = []  # text and weight
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
@@ -60,6 +61,12 @@ def parse_prompt(prompt: str) -> list[Piece]:
     for first in opened["["]:
         multiply(first, 1 / STRONGER)
     return merged(pieces)
+
+
+def is_editing(inside: str) -> bool:
+    """Whether what stands in square brackets changes between steps: from:to:when, or a|b."""
+    _, colon, when = inside.rpartition(":")
+    return "|" in inside or bool(colon and NUMBER.fullmatch(when.strip()))
 
 
 def merged(pieces: Sequence[Sequence]) -> list[Piece]:

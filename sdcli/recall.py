@@ -8,8 +8,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from sdcli.errors import SdcliError
 from sdcli.files import read_bytes
@@ -17,17 +16,15 @@ from sdcli.foreign_metadata import read_foreign
 from sdcli.images import PICTURES, read_text
 from sdcli.metadata import SCHEMA, read_complete_json
 from sdcli.models_file import line_of
-from sdcli.settings import GenerateSettings, did_you_mean
+from sdcli.setting_types import ALIASES, KINDS, WORDS_FOR, check_type, shown
+from sdcli.settings import did_you_mean
 from sdcli.untrusted_json import parse_json
 
 LARGEST_FILE = 2**22  # bytes of settings; a prompt has some hundred
-ALIASES = {"steps": "num_inference_steps"}  # flags that are called otherwise than their field
-KINDS = get_type_hints(GenerateSettings)
 KNOWN = (*KINDS, *ALIASES)
 # Files that a picture of another program names are not here, or are others of the same name.
 FILES_OF_OTHERS = ("model", "lora", "embedding", "vae", "controlnet", "init_image", "mask", "control_image")
 OUR_BLOCK = ("settings", "schema")  # keys that tell a block of ours from plain settings
-WORDS_FOR = {str: "a text", int: "a whole number", float: "a number", NoneType: "null"}
 
 
 @dataclass(frozen=True)
@@ -177,40 +174,6 @@ def check_settings(content: Mapping[str, Any], path: Path, line: Line) -> dict[s
             raise SdcliError(f"{where}: {key} is the same as {name}, which is given too", hint="leave one of them out")
         settings[name] = check_type(name, value, f"{where}: {key}")
     return settings
-
-
-def check_type(name: str, value: Any, called: str) -> Any:
-    """A value as its field has it: whole numbers are numbers, a list is a tuple.
-
-    Raises:
-        SdcliError: it has another type.
-    """
-    kinds = get_args(KINDS[name]) or (KINDS[name],)
-    if kinds[-1] is ...:
-        item = kinds[0]
-        if isinstance(value, list) and all(is_of(item, each) for each in value):
-            return tuple(item(each) for each in value)
-        raise SdcliError(f"{called} must be a list of {WORDS_FOR[item][2:]}s, got {shown(value)}", hint="such as []")
-    if not any(is_of(each, value) for each in kinds):
-        allowed = " or ".join(WORDS_FOR[each] for each in kinds)
-        hint = "write it without quotes" if isinstance(value, str) else "a text stands in quotes, a number does not"
-        raise SdcliError(f"{called} must be {allowed}, got {shown(value)}", hint=hint)
-    return float(value) if float in kinds and value is not None else value
-
-
-def is_of(kind: type, value: Any) -> bool:
-    """Whether a value has a type; a whole number is a number too, true and false are none."""
-    if isinstance(value, bool):
-        return False
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) <= 2**1023
-    return isinstance(value, kind)
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def kind_of(value: Any) -> str:

@@ -135,7 +135,7 @@ class DenoiseSettings:
     strength: float = 1.0  # share of the steps that are taken, where there is a picture to begin from
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateSettings:
     """Everything that decides one picture; `sampler` and `schedule` None are the model's own.
 
@@ -180,7 +180,8 @@ class GenerateSettings:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, text in (("prompt", self.prompt), ("--negative-prompt", self.negative_prompt)):
             check_text(name, text)
-            parse_prompt(text)
+            if "[" in text:  # where editing begins, the one thing that it refuses
+                parse_prompt(text)
         check_size("--width", self.width)
         check_size("--height", self.height)
         check_steps("--steps", self.num_inference_steps)
@@ -235,7 +236,7 @@ class GenerateSettings:
             raise SdcliError("--hires-scale does not go with --mask: it is for the whole picture", hint="leave it out")
         if self.hires_scale > 1 and int(self.num_inference_steps * self.hires_strength) < 1:
             message = f"--hires-strength {self.hires_strength:g} of {self.num_inference_steps} steps is not one step"
-            raise SdcliError(message, hint=f"{GenerateSettings.hires_strength} is usual")
+            raise SdcliError(message, hint="0.5 is usual")
         for name, side in (("width", self.width), ("height", self.height)):
             if (side * self.hires_scale) % SIZE_MULTIPLE:
                 larger = f"{side} times {self.hires_scale:g} is {side * self.hires_scale:g}"

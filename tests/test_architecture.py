@@ -15,7 +15,7 @@ LEVELS = [
     {"errors", "components"},
     {"prompt_syntax", "files", "headers", "hub", "wildcards", "exif", "untrusted_json"},
     {"settings", "families"},
-    {"models_file", "run_settings"},
+    {"models_file", "run_settings", "setting_types"},
     {"device", "registry", "images", "prompts"},
     {"pipeline", "metadata", "names", "results", "sheets"},
     {"output"},

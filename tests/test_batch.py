@@ -37,7 +37,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def pictures(folder: Path, *changes: dict, **shared) -> list[Picture]:
     return [
-        Picture(settings=replace(SETTINGS, **change), index=index, path=folder / f"{index}.png", **shared)
+        Picture(settings=replace(SETTINGS, **change), index=index, file=str(folder / f"{index}.png"), **shared)
         for index, change in enumerate(changes)
     ]
 
@@ -103,7 +103,7 @@ def test_the_metadata_repeats_the_picture(tmp_path, tiny_model, tiny_folder):
     unet = "unet/diffusion_pytorch_model.safetensors"
     assert content["weights"][unet] == sha256_of(tiny_folder / unet)
     assert {path.split("/")[0] for path in content["weights"]} == {"unet", "vae", "text_encoder"}
-    again = Picture(settings=GenerateSettings(**content["settings"]), index=0, path=tmp_path / "b.png")
+    again = Picture(settings=GenerateSettings(**content["settings"]), index=0, file=str(tmp_path / "b.png"))
     run([again], tiny_model)
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a" / "0.png").read_bytes()
 
@@ -114,8 +114,8 @@ def test_steps_become_a_strip_and_an_animation(tmp_path, tiny_model):
         Picture(
             settings=replace(SETTINGS, sampler="euler", num_inference_steps=12),
             index=index,
-            path=tmp_path / f"{index}.png",
-            steps_path=tmp_path / f"steps{suffix}",
+            file=str(tmp_path / f"{index}.png"),
+            steps_file=str(tmp_path / f"steps{suffix}"),
         )
         for index, suffix in enumerate((".png", ".gif"))
     ]

@@ -41,7 +41,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def pictures(folder: Path, count: int, **changes) -> list[Picture]:
     return [
-        Picture(settings=replace(SETTINGS, seed=seed, **changes), index=seed, path=folder / f"{seed}.png", id=str(seed))
+        Picture(settings=replace(SETTINGS, seed=seed, **changes), index=seed, file=f"{folder}/{seed}.png", id=str(seed))
         for seed in range(count)
     ]
 
@@ -195,7 +195,7 @@ def test_batches_are_halved_until_they_fit(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setattr("sdcli.batch.run.group_size", lambda *_: 8)
     todo = [
         *pictures(tmp_path, 8),
-        *[replace(each, path=tmp_path / f"b{each.index}.png") for each in pictures(tmp_path, 4, width=24)],
+        *[replace(each, file=f"{tmp_path}/b{each.index}.png") for each in pictures(tmp_path, 4, width=24)],
     ]
     events = run(todo, tiny_model)
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2]

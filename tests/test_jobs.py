@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sdcli.errors import SdcliError
-from sdcli.jobs import HINTS, Asker, check_job, job_of, jobs_of_file, jobs_of_prompts, requests_of
+from sdcli.jobs import Asker, job_of, jobs_of_file, jobs_of_prompts, read_job, requests_of
 from sdcli.output import OutputSettings, Request, plan_pictures
+from sdcli.setting_types import KINDS
 from sdcli.settings import GenerateSettings
 
 
@@ -94,14 +95,15 @@ def test_a_pattern_is_each_file_that_matches(asker, tmp_path):
     ("line", "message"),
     [
         ('{"prompt": "a", "stpes": 3}', "unknown key 'stpes'"),
-        ('{"prompt": "a", "steps": "3"}', 'steps must be a whole number, got "3"'),
-        ('{"prompt": "a", "steps": true}', "steps must be a whole number, got true"),
+        ('{"prompt": "a", "steps": "3"}', "steps must be a whole number, got '3'"),
+        ('{"prompt": "a", "steps": true}', "steps must be a whole number, got True"),
         ('{"prompt": "a", "steps": 0}', "--steps must be from 1 to 1000, got 0"),
         ('{"prompt": "a", "seed": -1}', "--seed must be from 0"),
-        ('{"prompt": "a", "lora": "a.safetensors"}', "lora must be a list, each a text"),
+        ('{"prompt": "a", "lora": "a.safetensors"}', "lora must be a list of texts"),
+        ('{"prompt": "a", "steps": 3, "num_inference_steps": 4}', "are the same"),
         ('{"prompt": 3}', "prompt must be a text, got 3"),
         ('{"seed": 3}', "there is no prompt"),
-        ('{"prompt": "a", "prompt": "b"}', "is no JSON: a key stands there twice"),
+        ('{"prompt": "a", "prompt": "b"}', "is no JSON: 'prompt' is given twice"),
         ('{"prompt": "a"', "is no JSON"),
         ('["a"]', "a job is a JSON object"),
         ("[" * 100_000, "is no JSON"),
@@ -109,11 +111,11 @@ def test_a_pattern_is_each_file_that_matches(asker, tmp_path):
         ('{"prompt": "a", "num_images": 0}', "--num-images must be from 1"),
         ('{"prompt": "a", "model": "nobody"}', "no model named 'nobody'"),
         ('{"prompt": "a", "width": 20}', "--width must be a positive multiple of 8"),
-        ('{"prompt": "a", "guidance_scale": NaN}', "--guidance-scale must be"),
-        ('{"prompt": "\\ud800"}', "is not UTF-8"),
-        ('{"prompt": "a", "output": "a\\u0000.png"}', "output is not UTF-8, or holds a zero byte"),
-        ('{"prompt": "a", "id": "\\ud800"}', "id is not UTF-8"),
-        ('{"prompt": "a", "lora": ["\\u0000"]}', "lora is not UTF-8, or holds a zero byte"),
+        ('{"prompt": "a", "guidance_scale": NaN}', "guidance_scale must be a number"),
+        ('{"prompt": "\\ud800"}', "is no JSON"),
+        ('{"prompt": "a", "output": "a\\u0000.png"}', "holds a zero byte"),
+        ('{"prompt": "a", "id": "\\ud800"}', "is no JSON"),
+        ('{"prompt": "a", "lora": ["\\u0000"]}', "holds a zero byte"),
         ("\xff", "is not UTF-8"),
     ],
 )
@@ -128,10 +130,10 @@ def test_a_mistake_is_told_with_its_line(asker, line, message):
 def test_every_setting_is_a_key_and_kinds_are_checked():
     """So that a job can say all that a flag can."""
     values = {str: "a", int: 8, float: 1, float | None: 1.5, str | None: None, int | None: 1}
-    for name, kind in HINTS.items():
-        check_job({name: values.get(kind, [])}, "x")
+    for name, kind in KINDS.items():
+        assert name in read_job(json.dumps({name: values.get(kind, [])}), "x")
         with pytest.raises(SdcliError, match=f"x: {name} must be"):
-            check_job({name: {}}, "x")
+            read_job(json.dumps({name: {}}), "x")
 
 
 def test_a_picture_as_a_job_asks_for_the_same_again(asker):
@@ -151,7 +153,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-keys = st.sampled_from([*HINTS, "steps", "id", "output", "num_images", "error"]) | st.text(max_size=5)
+keys = st.sampled_from([*KINDS, "steps", "id", "output", "num_images", "error"]) | st.text(max_size=5)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

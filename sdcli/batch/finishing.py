@@ -80,12 +80,12 @@ class Finish:
             return Made(picture, elapsed_s, content)
         if self.how.save_latents:
             write_result(self.latents_of(drawn), picture.latents_path, self.how.if_exists)
-        steps_path = picture.steps_path
-        if steps_path is not None:
-            steps = draw_steps(drawn.steps, drawn.easel.pipeline, steps_path.suffix.lower() == ".gif", blocks)
-            steps_path = write_result(steps, steps_path, self.how.if_exists)
-        path = write_result(content, picture.path, self.how.if_exists)  # last: then everything of it is there
-        return Made(replace(picture, path=path, steps_path=steps_path), elapsed_s)
+        steps_file = picture.steps_file
+        if steps_file is not None:
+            steps = draw_steps(drawn.steps, drawn.easel.pipeline, steps_file.lower().endswith(".gif"), blocks)
+            steps_file = str(write_result(steps, picture.steps_path, self.how.if_exists))
+        file = str(write_result(content, picture.path, self.how.if_exists))  # last: then everything of it is there
+        return Made(replace(picture, file=file, steps_file=steps_file), elapsed_s)
 
     def develop(self, drawn: Drawn) -> torch.Tensor:
         """The picture, (1, 3, H, W) in [-1, 1]."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import typer
 
 from sdcli.batch.manifest import seed_in
 from sdcli.cli.files import PIPE, check_pipe, input_name, read_input
+from sdcli.cli.options import warn
 from sdcli.errors import SdcliError
 from sdcli.jobs import Asker, jobs_of_file, jobs_of_prompts, requests_of
 from sdcli.output import OutputSettings, Picture, plan_pictures
+from sdcli.recall import recall
 from sdcli.registry import ModelSpec
 from sdcli.run_settings import Shard
+from sdcli.setting_types import shown
+from sdcli.wildcards import escaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +59,22 @@ class Asked:
         """Whether a file says what to make."""
         return self.prompts_file is not None or self.jobs_file is not None
 
-    def jobs(self) -> list[tuple[dict[str, Any], str]]:
+    @cached_property
+    def stdin(self) -> bytes:
+        """What is piped in, which can be read once."""
+        return read_input(PIPE)
+
+    def jobs(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Every job with its file and line, which arguments have not.
 
         Raises:
-            SdcliError: a line is no job, or there is none.
+            SdcliError: a line is no job.
         """
+        if not self.of_jobs:
+            return iter([({"prompt": prompt}, "") for prompt in self.prompts] or [({}, "")])
         file = self.jobs_file or self.prompts_file
-        if file is None:
-            return [({"prompt": prompt}, "") for prompt in self.prompts] or [({}, "")]
         read = jobs_of_file if self.jobs_file else jobs_of_prompts
-        jobs = list(read(read_input(file), input_name(file)))
-        if not jobs:
-            raise SdcliError(f"{input_name(file)} asks for nothing", hint="it has no line that is a job")
-        return jobs
+        return read(self.stdin if file == PIPE else read_input(file), input_name(file))
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,6 @@ class Plan:
 
     Args:
         asked: by the user.
-        jobs: of which they come.
         where: their files go.
         shard: which of all pictures are ours.
         seed: of jobs that say none.
@@ -86,7 +92,6 @@ class Plan:
     """
 
     asked: Asked
-    jobs: list[tuple[dict[str, Any], str]]
     where: OutputSettings
     shard: Shard
     seed: int
@@ -112,7 +117,7 @@ class Plan:
         where = replace(where, started_at=moment[1])
         if seed is None:
             drawn_seed = (seed_in(where.folder) if asked.of_jobs else None) or moment[0]
-        plan = cls(asked, asked.jobs(), where, shard, drawn_seed if seed is None else seed, seed is None, [], {})
+        plan = cls(asked, where, shard, drawn_seed if seed is None else seed, seed is None, [], {})
         return plan.with_seed(plan.seed)
 
     def with_seed(self, seed: int) -> Plan:
@@ -123,9 +128,34 @@ class Plan:
         """
         settings = {name: value for name, value in self.asked.settings.items() if name != "seed"}
         asker = Asker(flags=settings, seed=seed, num_images=self.asked.num_images, models_file=self.asked.models_file)
-        requests = requests_of(asker, iter(self.jobs))
+        requests = requests_of(asker, self.asked.jobs())
+        if not requests:
+            name = input_name(self.asked.jobs_file or self.asked.prompts_file)
+            raise SdcliError(f"{name} asks for nothing", hint="it has no line that is a job")
         pictures = plan_pictures(requests, self.where, self.shard)
         return replace(self, seed=seed, pictures=pictures, models=asker.models)
+
+
+def with_recalled(flags: Mapping[str, Any], file: str | None) -> dict[str, Any]:
+    """Settings from a file, and from flags, which go before it; what the file says and cannot be used is told.
+
+    Raises:
+        SdcliError: the file names no settings.
+    """
+    if file is None:
+        return dict(flags)
+    recalled = recall(Path(file).expanduser())
+    settings = {name: value for name, value in recalled.settings.items() if value is not None}
+    left_out = dict(recalled.left_out)
+    if "sampler" in flags and "schedule" not in flags:
+        settings.pop("schedule", None)  # it was chosen for another sampler
+    if "strength" in settings and "init_image" not in {**settings, **flags}:
+        left_out["strength"] = settings.pop("strength")
+    if Path(file).suffix.lower() not in (".json", ".toml"):  # the prompts of a picture have been chosen
+        settings |= {name: escaped(settings[name]) for name in ("prompt", "negative_prompt") if name in settings}
+    for name, value in left_out.items():
+        warn(f"{file}: {name} is not taken over: {shown(value)}")
+    return {**settings, **flags}
 
 
 def agreed(moment: tuple[int, float], device: str) -> tuple[int, float]:

@@ -87,7 +87,7 @@ def generate(
     A picture depends on its own settings and seed alone; picture i of a prompt has seed N + i. What a line of --jobs
     says goes before flags, flags go before --from, and that before the model's own.
     """
-    from sdcli.cli.asking import Asked, Plan
+    from sdcli.cli.asking import Asked, Plan, with_recalled
     from sdcli.cli.files import Target
     from sdcli.images import SUFFIXES
     from sdcli.output import OutputSettings
@@ -126,7 +126,7 @@ def generate(
         prompts=tuple(prompts or ()),
         prompts_file=prompts_file,
         jobs_file=jobs_file,
-        settings={name: value for name, value in settings.items() if value is not None},
+        settings=with_recalled({name: value for name, value in settings.items() if value is not None}, from_file),
         num_images=num_images,
         models_file=models_file,
     )
