@@ -16,7 +16,7 @@ from typing import Any
 
 from sdcli.checkpoints.control import find_controlnet
 from sdcli.checkpoints.fingerprints import Fingerprints
-from sdcli.checkpoints.weights import sha256_of, weight_file
+from sdcli.checkpoints.weights import sha256_of, weight_file, weight_files
 from sdcli.errors import SdcliError
 from sdcli.files import state_of
 from sdcli.registry import INDEX, ModelSpec, find_model
@@ -90,6 +90,12 @@ def digest_of(file: str) -> str:
 def digest_in_state(path: Path, state: str) -> str:
     """SHA-256 of a file while it is in a state."""
     return sha256_of(path)
+
+
+def files_of(model: ModelSpec) -> list[Path]:
+    """The weight files of a model."""
+    adapter = [] if model.adapter is None else list(model.adapter.glob("*.safetensors"))
+    return [*([model.path] if model.path.is_file() else weight_files(model.path)), *adapter]
 
 
 def weights_beside(settings: GenerateSettings) -> list[Path]:

@@ -20,9 +20,10 @@ from sdcli.components.control import Control
 from sdcli.device import Placement
 from sdcli.drawing import Easel, ForeignEasel
 from sdcli.errors import SdcliError
+from sdcli.files import state_of
 from sdcli.foreign import ForeignPipeline, is_foreign
 from sdcli.images import load_sized, to_mask, to_pixel_values
-from sdcli.keys import vae_path
+from sdcli.keys import files_of, vae_path, weights_beside
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import ModelSpec
 from sdcli.run_settings import RunSettings
@@ -51,6 +52,8 @@ class Workbench:
         self._controlnets: dict[str, torch.nn.Module] = {}
         self._tiled = how.tile_vae
         self._offloaded = how.offload
+        self._states: dict[Path, str] = {}  # on disk, of every file that was loaded
+        self._whole = True  # no change was interrupted
 
     def easel(self, settings: GenerateSettings) -> Easel | ForeignEasel:
         """Everything that pictures of some settings need.
@@ -58,6 +61,21 @@ class Workbench:
         Raises:
             SdcliError: something does not load, or does not fit the model.
         """
+        self._forget_what_changed(settings)
+        self._whole = False
+        easel = self._easel(settings)
+        self._whole = True
+        return easel
+
+    def _forget_what_changed(self, settings: GenerateSettings) -> None:
+        """Load all anew where a file is not what it was, or a change was interrupted; servers live long."""
+        states = {path: state_of(path) for path in (*files_of(self.model), *weights_beside(settings)) if path.exists()}
+        if not self._whole or any(self._states.get(path, state) != state for path, state in states.items()):
+            self.pipeline = self.foreign = None
+            self._loras, self._controlnets, self._states = (), {}, {}
+        self._states |= states
+
+    def _easel(self, settings: GenerateSettings) -> Easel | ForeignEasel:
         if self.is_foreign:
             if self.foreign is None:
                 self.foreign = ForeignPipeline(self.model, self.placement)

@@ -17,10 +17,13 @@ from sdcli.cli.add_noise import add_noise
 from sdcli.cli.data import data
 from sdcli.cli.decode import decode
 from sdcli.cli.encode import encode
+from sdcli.cli.ending import Signalled
 from sdcli.cli.generate import generate
 from sdcli.cli.info import info
+from sdcli.cli.invocation import Invocation, Warm
 from sdcli.cli.models import models
 from sdcli.cli.options import ExamplesFirst, ExamplesFirstGroup
+from sdcli.cli.serve import serve
 from sdcli.cli.train import train
 from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
 
@@ -35,22 +38,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, encode, decode, add_noise, train, info):
-    app.command(cls=ExamplesFirst, no_args_is_help=command in (generate, encode, decode, add_noise, info))(command)
+for command in (generate, encode, decode, add_noise, train, info, serve):
+    app.command(cls=ExamplesFirst, no_args_is_help=command in (generate, encode, decode, add_noise, info, serve))(
+        command
+    )
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
-
-
-class Signalled(BaseException):
-    """The user or the system asks the program to end. No `except Exception` can stop it.
-
-    Args:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
 
 
 def show_version(wanted: bool) -> None:
@@ -94,10 +87,16 @@ def main() -> None:
     raise SystemExit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command and give its exit code; a bug raises, and so does a stdout that nobody reads."""
+def run(arguments: list[str], warm: Warm | None = None) -> int:
+    """Run a command and give its exit code; a bug raises, and so does a stdout that nobody reads.
+
+    Args:
+        arguments: of the program.
+        warm: models of a server that are loaded already.
+    """
+    invocation = Invocation(tuple(arguments), warm)
     try:
-        with typer.main.get_command(app).make_context("sdcli", arguments) as context:
+        with typer.main.get_command(app).make_context("sdcli", list(arguments), obj=invocation) as context:
             context.command.invoke(context)
     except SdcliError as error:
         return tell(str(error), error.hint, error.exit_code)

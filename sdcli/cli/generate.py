@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+import typer
+
 from sdcli.cli import generate_options as flags
 from sdcli.cli import options
+from sdcli.cli.client import forward
+from sdcli.cli.invocation import Invocation
 from sdcli.cli.options import IfExistsChoice, ProgressChoice
 from sdcli.cli.progress import reporter_for
 from sdcli.cli.results import ResultPrinter
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def generate(
+    context: typer.Context,
     prompts: flags.Prompts = None,
     prompts_file: flags.PromptsFile = None,
     jobs_file: flags.JobsFile = None,
@@ -72,6 +77,7 @@ def generate(
     allow_pickle: flags.AllowPickle = False,
     lenient: flags.Lenient = False,
     offline: options.Offline = False,
+    socket: flags.Socket = None,
     as_json: options.Json = False,
     progress: options.Progress = ProgressChoice.auto,
 ) -> None:
@@ -87,6 +93,9 @@ def generate(
     A picture depends on its own settings and seed alone; picture i of a prompt has seed N + i. What a line of --jobs
     says goes before flags, flags go before --from, and that before the model's own.
     """
+    invocation: Invocation = context.find_root().obj
+    if invocation.warm is None and (code := forward(socket, invocation.arguments)) is not None:
+        raise typer.Exit(code)
     from sdcli.cli.asking import Asked, Plan, with_recalled
     from sdcli.cli.files import Target
     from sdcli.images import SUFFIXES
@@ -157,7 +166,7 @@ def generate(
     plan = Plan.of(asked, where, WHOLE if shard is None else Shard.parse(shard), device)
     with reporter_for(progress, len(plan.pictures)) as reporter:
         printer = ResultPrinter(reporter, as_json, plan.seed if plan.seed_drawn else None)
-        failed = make(plan, (device, precision), how, printer)
+        failed = make(plan, (device, precision), how, printer, invocation)
         if sheet is not None and not sheet.done and printer.on_disk:
             from sdcli.grid import grid_of
 
@@ -169,7 +178,7 @@ def generate(
         raise SdcliError(message, hint=hint, exit_code=EXIT_SOME_FAILED)
 
 
-def make(plan: Plan, placed: tuple[str, str], how: RunSettings, printer: ResultPrinter) -> int:
+def make(plan: Plan, placed: tuple[str, str], how: RunSettings, printer: ResultPrinter, invocation: Invocation) -> int:
     """Load torch and the models, make the pictures, and give the number of those that failed.
 
     Raises:
@@ -185,9 +194,8 @@ def make(plan: Plan, placed: tuple[str, str], how: RunSettings, printer: ResultP
         from sdcli.batch.manifest import Manifest
         from sdcli.batch.run import Run
         from sdcli.device import choose_placement
-        from sdcli.workbench import Benches
 
-    run = Run(plan.models, Benches(choose_placement(*placed)), how, printer)
+    run = Run(plan.models, invocation.benches(choose_placement(*placed)), how, printer)
     run.check([picture for picture in plan.pictures if picture.index not in bad])
     with contextlib.ExitStack() as books:
         if plan.where.of_jobs:

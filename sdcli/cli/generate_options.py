@@ -190,3 +190,7 @@ Offload = Annotated[
     typer.Option("--offload", help="Keep on the GPU only the model, or the group of layers, that is at work."),
 ]
 TileVae = Annotated[bool, typer.Option("--tile-vae", help="Decode in tiles, which takes less memory.")]
+Socket = Annotated[
+    str | None,
+    typer.Option("--socket", metavar="PATH", help="Have a server do it, see sdcli serve (default: $SDCLI_SOCKET)."),
+]
