@@ -101,7 +101,7 @@ def run(
         check_foreign(pictures, model, preview is not None)
     else:
         schedulers = check_schedulers(pictures, model)
-        if inpaints(model.path) and any(picture.settings.mask is None for picture in pictures):
+        if inpaints(model.path, model.allow_pickle) and any(picture.settings.mask is None for picture in pictures):
             hint = "add --init-image FILE --mask FILE, or take the plain model of the family"
             raise SdcliError(f"{model.name} is for inpainting, and needs a picture and a mask", hint=hint)
     show = None if preview is None else Preview(Path(preview[0]), preview[1], placement)
@@ -149,7 +149,7 @@ def check_schedulers(pictures: Sequence[Picture], model: ModelSpec) -> dict[Choi
     Raises:
         SdcliError: a sampler does not take the schedule, the number of steps, eta, or this model.
     """
-    config = load_component(model.path, "scheduler").config
+    config = load_component(model.path, "scheduler", allow_pickle=model.allow_pickle).config
     schedulers: dict[Choice, Scheduler | ForeignScheduler] = {}
     every = {
         (scheduler_choice(each.settings), each.settings.num_inference_steps, each.settings.eta) for each in pictures

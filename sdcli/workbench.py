@@ -37,7 +37,7 @@ class Workbench:
     Args:
         model: that all of them are made with.
         placement: where.
-        allow_pickle: read LoRAs and words that are no safetensors.
+        allow_pickle: read LoRAs and words that are no safetensors; the model itself says so of its own files.
     """
 
     def __init__(self, model: ModelSpec, placement: Placement, allow_pickle: bool = False):

@@ -25,19 +25,20 @@ AS_FOLDER = "keep it as a folder, which tells everything"
 UNTOLD = {"sample_size", "force_upcast", "upcast_attention", "eos_token_id", "bos_token_id", "pad_token_id"}
 
 
-def convert(source: Path, target: Path, precision: str = "auto") -> None:
+def convert(source: Path, target: Path, precision: str = "auto", allow_pickle: bool = False) -> None:
     """Write a model in the layout that the target's name says.
 
     Args:
         source: folder or file.
         target: a name that ends in .safetensors is a single file, any other a folder.
         precision: of the weights; auto keeps each one's own.
+        allow_pickle: read weights that are no safetensors, by `weights_only`.
 
     Raises:
         SdcliError: the model is bad, is of no family that has a single file, or cannot be written.
     """
     dtype = DTYPES.get(precision)
-    components = load_components(source)
+    components = load_components(source, allow_pickle=allow_pickle)
     if target.suffix != FILE:
         save_components(components, target, dtype)
         return

@@ -59,7 +59,7 @@ def generate(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     models_file: options.ModelsFile = None,
-    allow_pickle: flags.AllowPickle = False,
+    allow_pickle: options.AllowPickle = False,
     offline: options.Offline = False,
     as_json: options.Json = False,
     progress: options.Progress = ProgressChoice.auto,
@@ -77,7 +77,7 @@ def generate(
     from sdcli.output import OutputSettings, plan_pictures
 
     options.go_offline(offline)
-    spec = find_loadable(model, models_file)
+    spec = find_loadable(model, models_file, allow_pickle)
     chosen = {
         "width": width,
         "height": height,

@@ -86,9 +86,6 @@ HiresScale = Annotated[
 HiresStrength = Annotated[
     float, typer.Option("--hires-strength", metavar="X", help="How much is made anew in that second pass.")
 ]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read .pt and .bin files too, without running what is in them.")
-]
 Output = Annotated[
     str | None,
     typer.Option(

@@ -110,13 +110,15 @@ def convert_model(
         str, typer.Option("--precision", metavar="NAME", help="Of the weights: auto (as they are), fp32, fp16 or bf16.")
     ] = "auto",
     models_file: options.ModelsFile = None,
+    allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Write a model in the other layout: a folder as diffusers has it, or a single file as ComfyUI and A1111 read it.
 
     sdcli models convert runs/mine -o mine.safetensors --precision fp16
     sdcli models convert model.safetensors -o model/
+    sdcli models convert model.ckpt --allow-pickle -o model.safetensors
     """
-    spec = find_loadable(name, models_file)
+    spec = find_loadable(name, models_file, allow_pickle)
     if precision not in ("auto", "fp32", "fp16", "bf16"):
         raise SdcliError(f"--precision knows no {precision!r}", hint="known: auto, fp32, fp16, bf16")
     if Path(output).exists():
@@ -124,7 +126,7 @@ def convert_model(
     with options.heavy_imports():
         from sdcli.checkpoints.conversion import convert
 
-    convert(spec.path, Path(output), precision)
+    convert(spec.path, Path(output), precision, allow_pickle)
     options.print_result(output)
 
 
