@@ -66,7 +66,14 @@ class Made:
     elapsed_s: float
 
 
-Event = Loaded | Stepped | Made
+@dataclass(frozen=True)
+class Warned:
+    """Something that the user should know."""
+
+    message: str
+
+
+Event = Loaded | Stepped | Made | Warned
 Report = Callable[[Event], None]
 
 
@@ -76,7 +83,7 @@ def run(
     placement: Placement,
     report: Report,
     if_exists: str = "error",
-    allow_pickle: bool = False,
+    lenient: bool = False,
     preview: tuple[str, str | None] | None = None,
 ) -> None:
     """Make pictures and write each as soon as it is done.
@@ -87,7 +94,7 @@ def run(
         placement: where.
         report: told of every event, in this thread.
         if_exists: what to do if a file has appeared since names were chosen.
-        allow_pickle: read LoRAs and words that are no safetensors.
+        lenient: take what fits of a LoRA that does not fit the model in every layer, and warn.
         preview: file to rewrite while a picture is made, and perhaps the folder of a small VAE for it.
 
     Raises:
@@ -95,7 +102,7 @@ def run(
             values that are no numbers. Pictures that were made before are on disk.
     """
     started_at = time.monotonic()
-    bench, first = Workbench(model, placement, allow_pickle), True
+    bench, first = Workbench(model, placement, model.allow_pickle, lenient), True
     if bench.is_foreign:
         schedulers = {}
         check_foreign(pictures, model, preview is not None)
@@ -108,6 +115,8 @@ def run(
     for settings, alike in groupby(pictures, but_for_text_and_seed):
         with explain_out_of_memory(f"while loading {model.name}", "try --precision fp16 or bf16, or a smaller model"):
             easel = bench.easel(settings)
+        for message in bench.warnings():
+            report(Warned(message))
         fingerprints = bench.fingerprints(settings)
         if first:
             report(Loaded(model.name, str(placement.device), placement.precision, time.monotonic() - started_at))

@@ -38,13 +38,20 @@ class Workbench:
         model: that all of them are made with.
         placement: where.
         allow_pickle: read LoRAs and words that are no safetensors; the model itself says so of its own files.
+        lenient: take what fits of a LoRA that does not fit the model in every layer; `warnings` tell of the rest.
+
+    Raises:
+        SdcliError: the model is of a family whose LoRAs are not ours to read, and `lenient` is on.
     """
 
-    def __init__(self, model: ModelSpec, placement: Placement, allow_pickle: bool = False):
+    def __init__(self, model: ModelSpec, placement: Placement, allow_pickle: bool = False, lenient: bool = False):
         self.model = model
         self.placement = placement
-        self.allow_pickle = allow_pickle
+        self.allow_pickle, self.lenient = allow_pickle, lenient
+        self._warnings: dict[str, bool] = {}  # and whether each was told
         self.is_foreign = is_foreign(model, stock.PIPELINES)
+        if lenient and self.is_foreign:
+            raise SdcliError(f"--lenient does not go with {model.name}", hint="leave it out")
         self.pipeline: SdPipeline | None = None
         self.foreign: ForeignPipeline | None = None
         self._base: tuple | None = None
@@ -80,9 +87,18 @@ class Workbench:
             self._loras = ()
             for each in settings.lora:
                 file, share = lora_of(each)
-                self._undo.append(put_lora(self.pipeline, Path(file).expanduser(), share, self.allow_pickle))
+                path = Path(file).expanduser()
+                self._undo.append(put_lora(self.pipeline, path, share, self.allow_pickle, self.lenient))
+                if left_out := self._undo[-1].left_out:
+                    self._warnings.setdefault(left_out, False)
             self._loras = settings.lora
         return self.pipeline
+
+    def warnings(self) -> list[str]:
+        """What the user should know of the things that were put onto the model and was not told yet."""
+        new = [message for message, told in self._warnings.items() if not told]
+        self._warnings |= dict.fromkeys(new, True)
+        return new
 
     def _load(self, settings: GenerateSettings) -> SdPipeline:
         """The model with the VAE and the words that the settings name."""

@@ -373,8 +373,9 @@ other settings: few steps, guidance 1, `--timestep-spacing trailing`, and for so
 `models.toml` has those of the Turbo, Lightning and LCM models that it names.
 
 LoRAs are read in the layouts of kohya, PEFT, diffusers (old and new) and cloneofsimo, LoCon's convolutions included;
-learned words as `.safetensors`. With `--allow-pickle` models, VAEs, LoRAs and words may also be `.ckpt`, `.pt` or `.bin`,
-which are read without running what is in them; `tests/test_pickles.py` compares with the same weights as safetensors.
+learned words as `.safetensors`. With `--lenient` what fits of a LoRA is put on, and a warning tells how much does not.
+With `--allow-pickle` models, VAEs, LoRAs and words may also be `.ckpt`, `.pt` or `.bin`, which are read without running
+what is in them; `tests/test_pickles.py` compares with the same weights as safetensors.
 
 Any other model of diffusers that makes pictures from text (Stable Diffusion 3, Flux, PixArt, Sana, Qwen-Image,
 Z-Image …) runs by diffusers' own pipeline behind the same command; `tests/test_foreign.py` does so with Stable

@@ -32,6 +32,7 @@ from sdcli.images import load_image, read_text
 from sdcli.registry import find_loadable
 
 ROOT = Path(__file__).parent.parent
+SIZE = ("-W", "32", "-H", "32")
 QUICK = ("--steps", "3", "-s", "1", "-g", "3", "--device", "cpu", "--progress", "none")
 
 
@@ -60,7 +61,7 @@ def here(tmp_path, monkeypatch):
 def generate(model: Path, *arguments: object, output: str = "out.png") -> numpy.ndarray:
     """The picture of a command that succeeds, (H, W, 3) in [0, 1]."""
     assert run(["generate", "a red cat", "-m", str(model), *map(str, arguments), *QUICK, "-o", output]) == 0
-    return numpy.asarray(load_image(Path(output))) / 255
+    return numpy.asarray(load_image(Path(output.format(seed=1)))) / 255
 
 
 def refused(capsys, *arguments: object) -> str:
@@ -164,6 +165,28 @@ def test_any_scheduler_of_diffusers_may_be_the_sampler(kind, sd1):
     assert numpy.abs(expected - made).max() <= 2 / 255
     about = json.loads(read_text(Path("out.png"))[0]["sdcli"])
     assert about["settings"]["sampler"] == f"diffusers.{kind.__name__}"
+
+
+def test_a_lora_that_fits_in_part_is_an_error_or_a_warning(sd1, capsys):
+    """The error says what to add; the warning says how many layers of how many were left out, once for all pictures."""
+    reference = StableDiffusionPipeline.from_pretrained(sd1, safety_checker=None)
+    tensors = as_kohya(matrices(reference), reference)
+    save_file(tensors, "whole.safetensors")
+    save_file({**tensors, "lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2)}, "mixed.safetensors")
+    count = len(matrices(reference))
+    assert f"fits {count} of {count + 1} layers" in refused(capsys, "-m", sd1, *SIZE, "--lora", "mixed.safetensors")
+    flags = ("--lenient", "-n", "2", *SIZE)
+    generate(sd1, *flags, "--lora", "mixed.safetensors", output="{seed}.png")
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"warning: mixed.safetensors: 1 of {count + 1} layers were left out: the model has no lora_unet_nowhere\n"
+    )
+    generate(sd1, *flags, "--lora", "whole.safetensors", output="whole-{seed}.png")
+    assert capsys.readouterr().err == ""
+    for seed in (1, 2):
+        made = (numpy.asarray(load_image(Path(f"{name}{seed}.png"))) for name in ("", "whole-"))
+        assert numpy.array_equal(*made)
 
 
 def test_a_preview_shows_the_colours_of_what_is_made(sd1, capsys):

@@ -108,8 +108,43 @@ def test_a_lora_of_another_family_says_how_much_of_it_fits(folders, tmp_path):
     plain = ours(pipeline)
     with pytest.raises(SdcliError, match=r"xl.safetensors fits \d+ of \d+ layers: ") as caught:
         put_lora(pipeline, tmp_path / "xl.safetensors")
-    assert caught.value.hint == "it was trained for another model"
+    assert caught.value.hint.startswith("it was trained for another model")
     assert numpy.array_equal(ours(pipeline), plain)
+
+
+STRANGE = {
+    "lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2),
+    "lora_unet_nowhere.lora_down.weight": torch.zeros(2, 2),
+    "lora_unet_mid_block_resnets_0_conv1.hada_w1_a": torch.zeros(2, 2),
+    "lora_unet_mid_block_resnets_0_conv1.hada_w1_b": torch.zeros(2, 2),
+}
+
+
+@pytest.mark.parametrize("layout", ["peft", "kohya"])
+def test_what_fits_of_a_lora_is_taken_where_that_is_wanted(layout, folders, tmp_path):
+    """The layers that fit make the picture that they make alone; the others are counted."""
+    reference = fresh_stock(folders["sd1"])
+    fitting = LAYOUTS[layout](matrices(reference), reference)
+    save_file(fitting, tmp_path / "fitting.safetensors")
+    save_file(fitting | STRANGE, tmp_path / "mixed.safetensors")
+    save_file(STRANGE, tmp_path / "strange.safetensors")
+    pipeline = load_pipeline(find_model(str(folders["sd1"])), ON_CPU)
+    undo = put_lora(pipeline, tmp_path / "fitting.safetensors", lenient=True)
+    expected = ours(pipeline)
+    assert undo.left_out == ""
+    undo()
+    with pytest.raises(SdcliError, match="has keys of no LoRA") as caught:
+        put_lora(pipeline, tmp_path / "mixed.safetensors")
+    assert "--lenient" in caught.value.hint
+    undo = put_lora(pipeline, tmp_path / "mixed.safetensors", lenient=True)
+    count = len(matrices(reference))
+    assert (
+        f"mixed.safetensors: 2 of {count + 2} layers were left out: the model has no lora_unet_nowhere" in undo.left_out
+    )
+    assert numpy.array_equal(ours(pipeline), expected)
+    with pytest.raises(SdcliError, match="fits 0 of 2 layers") as caught:
+        put_lora(pipeline, tmp_path / "strange.safetensors", lenient=True)
+    assert "--lenient" not in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def generate(
     strength: flags.Strength = None,
     mask: flags.Mask = None,
     lora: flags.Lora = None,
+    lenient: flags.Lenient = False,
     embedding: flags.Embedding = None,
     vae: flags.Vae = None,
     controlnet: flags.ControlNet = None,
@@ -125,7 +126,7 @@ def generate(
             reporter.skipped(len(skipped))
         if to_make:
             printer = ResultPrinter(reporter, as_json, first_seed if seed is None else None)
-            how = {"if_exists": if_exists, "allow_pickle": allow_pickle}
+            how = {"if_exists": if_exists, "lenient": lenient}
             how["preview"] = None if preview is None else (preview, preview_vae)
             make(to_make, spec, (device, precision), printer, **how)
 

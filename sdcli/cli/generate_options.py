@@ -58,6 +58,9 @@ Mask = Annotated[
 Lora = Annotated[
     list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]", help="Put a LoRA onto the model; repeatable.")
 ]
+Lenient = Annotated[
+    bool, typer.Option("--lenient", help="Take what fits of a LoRA that does not fit in every layer, with a warning.")
+]
 Embedding = Annotated[
     list[str] | None, typer.Option("--embedding", metavar="FILE", help="Teach it a learned word; repeatable.")
 ]
