@@ -377,6 +377,9 @@ learned words as `.safetensors`. With `--lenient` what fits of a LoRA is put on,
 With `--allow-pickle` models, VAEs, LoRAs and words may also be `.ckpt`, `.pt` or `.bin`, which are read without running
 what is in them; `tests/test_pickles.py` compares with the same weights as safetensors.
 
+Weights may be fp32, fp16, bf16 or fp8 (e4m3 and e5m2, plain or with a scale for each weight or row as ComfyUI keeps
+them); `tests/test_precisions.py` compares with stock on what the numbers stand for.
+
 Any other model of diffusers that makes pictures from text (Stable Diffusion 3, Flux, PixArt, Sana, Qwen-Image,
 Z-Image …) runs by diffusers' own pipeline behind the same command; `tests/test_foreign.py` does so with Stable
 Diffusion 3, Flux and PixArt. A flag that such a family does not take is an error.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sdcli.checkpoints import stock
 from sdcli.checkpoints.adapters import apply_adapters
 from sdcli.checkpoints.parts import CLASSES, check_fit, class_names, has, needed_components, require_component
+from sdcli.checkpoints.quantized import restored
 from sdcli.checkpoints.single_file import open_file, read_vae
 from sdcli.checkpoints.tokenizers import load_tokenizer
 from sdcli.checkpoints.weights import assign, read_json, read_tensors, read_weights
@@ -136,6 +137,7 @@ def load_network(
     """
     component = stock.build(kind, read_json(folder / "config.json"), folder / "config.json")
     tensors, source = read_weights(folder, allow_pickle)
+    tensors = restored(tensors, source, placement.dtype)
     assign(component, stock.to_our_keys(kind, tensors), source, placement)
     return component.eval()
 

@@ -22,6 +22,7 @@ from sdcli.checkpoints.original import (
     unet_place,
     vae_place,
 )
+from sdcli.checkpoints.quantized import restored
 from sdcli.checkpoints.tokenizers import clip_tokenizer
 from sdcli.checkpoints.weights import assign, read_tensors, some
 from sdcli.components.scheduler import Scheduler
@@ -131,7 +132,9 @@ class SingleFile:
         prefix, place_of, dropped = self._layout(name)
         component = stock.build(kind, self.config(name), self.path)
         keys = {key.removeprefix(TOWER): key for key in component.state_dict()}
-        found, unused = from_original(list(keys), self.tensors, prefix, place_of, component.config)
+        own = {key: tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
+        own = restored(own, self.path, placement.dtype)
+        found, unused = from_original(list(keys), own, prefix, place_of, component.config)
         unused = [key for key in unused if not key.startswith(dropped) and not key.endswith(families.IGNORED_ENDS)]
         unused = [key for key in unused if not key.startswith(families.IGNORED) and not is_bookkeeping(key, kind)]
         if unused:
@@ -183,7 +186,7 @@ def read_vae(path: Path, placement: Placement, scaling_factor: float, allow_pick
         SdcliError: the file is bad, or holds something else.
     """
     shapes, kind = read_header(path, allow_pickle).shapes, stock.named("diffusers", "AutoencoderKL", path)
-    tensors = read_tensors(path, allow_pickle)
+    tensors = restored(read_tensors(path, allow_pickle), path, placement.dtype)
     if "decoder.up_blocks.0.resnets.0.conv1.weight" in shapes:
         with families.understood(path):
             config = families.stock_vae_config(shapes) | {"scaling_factor": scaling_factor}
