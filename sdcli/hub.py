@@ -7,12 +7,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdcli.errors import SdcliError
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # OWNER/NAME, and a branch, tag or commit
+HUB_FILE = re.compile(r"hf:([^:]+):([\w./ -]+)")  # a file of a repository, where there may be paths as well
 INDEX = "model_index.json"
 CONFIG = "config.json"
 WHOLE = (INDEX, "*/*.json", "*/*.txt", "*/*.model")  # of a folder, beside weights
@@ -41,6 +42,13 @@ class HubModel:
         """OWNER/NAME or OWNER/NAME@REVISION; None where it is neither."""
         found = HUB_ID.fullmatch(name)
         return cls(found[1], found[2] or "main") if found and ".." not in name else None
+
+    @classmethod
+    def parse_file(cls, name: str) -> HubModel | None:
+        """hf:OWNER/NAME:FILE or hf:OWNER/NAME@REVISION:FILE; None where it is neither."""
+        found = HUB_FILE.fullmatch(name)
+        model = cls.parse(found[1]) if found and ".." not in name else None
+        return None if model is None else replace(model, file=found[2])
 
     def __str__(self) -> str:
         return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"

@@ -51,6 +51,9 @@ class ModelSpec:
         hub: where on the hub it comes from.
         adapter: folder of a trained LoRA or word that is put onto it; None for a model as it is.
         vae: another VAE to use, a folder or a file; None is the model's own.
+        lora: file of a LoRA that belongs to it, as those that make a model need few steps; None where there is none, or
+            it is on the hub only.
+        lora_hub: where on the hub that comes from.
         allow_pickle: whether files of it that are no safetensors may be read, by `weights_only`.
     """
 
@@ -63,12 +66,15 @@ class ModelSpec:
     hub: HubModel | None = None
     adapter: Path | None = None
     vae: Path | None = None
+    lora: Path | None = None
+    lora_hub: HubModel | None = None
     allow_pickle: bool = False
 
     @property
     def on_disk(self) -> bool:
-        """Whether there is something to load."""
-        return self.path is not None and (self.path.is_file() or (self.path / INDEX).is_file())
+        """Whether everything is there to be loaded."""
+        has_lora = self.lora_hub is None if self.lora is None else self.lora.is_file()
+        return has_lora and self.path is not None and (self.path.is_file() or (self.path / INDEX).is_file())
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,13 @@ def find_loadable(name: str | None = None, models_file: Path | None = None, allo
     model = find_model(name, models_file, allow_pickle)
     if model.on_disk:
         return model
-    if model.hub is not None:
-        fetch(model.hub)
+    if model.lora is not None and not model.lora.is_file():
+        message = f"the LoRA of model {model.name} is not on disk: {model.source} says {model.lora}"
+        raise SdcliError(message, hint="put it there, or correct the path")
+    missing = [hub for hub, path in ((model.hub, model.path), (model.lora_hub, model.lora)) if hub and path is None]
+    if missing and (model.hub is not None or model.path.exists()):
+        for each in missing:
+            fetch(each)
         return find_model(name, models_file, allow_pickle)
     where = f"{model.source} says" if model.source else "its name says"
     raise SdcliError(
@@ -372,5 +383,22 @@ def spec_of_entry(file: ModelsFile, name: str, entry: dict[str, Any], allow_pick
     except SdcliError:  # a file of the model is bad, which is told when it is used
         defaults = GenerationDefaults(**chosen)
     about = {key: entry.get(key, "") for key in ("licence", "description")}
-    about |= {"source": file.path, "hub": hub, "allow_pickle": allow_pickle}
+    about |= {"source": file.path, "hub": hub, "allow_pickle": allow_pickle, **lora_of_entry(file, name, entry)}
     return ModelSpec(name=name, path=path, defaults=defaults, **about)
+
+
+def lora_of_entry(file: ModelsFile, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Where the LoRA of an entry lies, as arguments of `ModelSpec`; nothing where it has none.
+
+    Raises:
+        SdcliError: it is meant to be on the hub, and is no place there; with file and line.
+    """
+    if "lora" not in entry:
+        return {}
+    hub = HubModel.parse_file(entry["lora"])
+    if hub is not None:
+        return {"lora_hub": hub, "lora": cached(hub)}
+    if entry["lora"].startswith("hf:"):
+        hint = "write it as hf:OWNER/NAME:FILE.safetensors"
+        raise file.mistake(f"models.{name}", "lora", f"lora must be a file, got {entry['lora']!r}", hint)
+    return {"lora": file.path.parent / Path(entry["lora"]).expanduser()}

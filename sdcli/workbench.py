@@ -41,7 +41,7 @@ class Workbench:
         lenient: take what fits of a LoRA that does not fit the model in every layer; `warnings` tell of the rest.
 
     Raises:
-        SdcliError: the model is of a family whose LoRAs are not ours to read, and `lenient` is on.
+        SdcliError: the model is of a family whose LoRAs are not ours to read, and `lenient` is on, or it has one.
     """
 
     def __init__(self, model: ModelSpec, placement: Placement, allow_pickle: bool = False, lenient: bool = False):
@@ -50,8 +50,9 @@ class Workbench:
         self.allow_pickle, self.lenient = allow_pickle, lenient
         self._warnings: dict[str, bool] = {}  # and whether each was told
         self.is_foreign = is_foreign(model, stock.PIPELINES)
-        if lenient and self.is_foreign:
-            raise SdcliError(f"--lenient does not go with {model.name}", hint="leave it out")
+        for what, given in (("--lenient", lenient), ("lora in models.toml", model.lora)):
+            if given and self.is_foreign:
+                raise SdcliError(f"{what} does not go with {model.name}", hint="leave it out; there is --lora")
         self.pipeline: SdPipeline | None = None
         self.foreign: ForeignPipeline | None = None
         self._base: tuple | None = None
@@ -129,7 +130,7 @@ class Workbench:
 
     def fingerprints(self, settings: GenerateSettings) -> Fingerprints:
         """The hashes of every weight file that decides a picture."""
-        others = tuple(weights_beside(settings))
+        others = (*weights_beside(settings), *([] if self.model.lora is None else [self.model.lora]))
         if others not in self._fingerprints:
             parts = [part for part in HASHED if part != "vae" or settings.vae is None]
             self._fingerprints[others] = Fingerprints(self.model.path, parts, self.model.adapter, others)

@@ -105,6 +105,33 @@ def test_what_a_hub_id_looks_like(name, expected):
     assert HubModel.parse(name) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hf:owner/tiny:a.safetensors", HubModel("owner/tiny", file="a.safetensors")),
+        ("hf:owner/tiny@v1.0:loras/a.safetensors", HubModel("owner/tiny", "v1.0", file="loras/a.safetensors")),
+        ("hf:owner/tiny", None),
+        ("hf:owner/tiny:../a.safetensors", None),
+        ("owner/tiny:a.safetensors", None),
+        ("a.safetensors", None),
+    ],
+)
+def test_what_a_file_of_the_hub_looks_like(name, expected):
+    assert HubModel.parse_file(name) == expected
+
+
+def test_a_model_and_its_lora_are_fetched_together(fake_hub, tmp_path):
+    """Whichever of them is not there yet."""
+    path = tmp_path / "models.toml"
+    path.write_text('[models.fast]\nhub = "owner/tiny"\nlora = "hf:owner/tiny:unet/config.json"\n')
+    assert not load_registry(path).models["fast"].on_disk
+    spec = find_loadable("fast", path)
+    assert spec.on_disk and spec.lora == spec.path / "unet" / "config.json"
+    (spec.path / "unet" / "config.json").unlink()
+    assert not load_registry(path).models["fast"].on_disk
+    assert find_loadable("fast", path).on_disk
+
+
 def test_a_model_is_fetched_once_and_found_after(fake_hub, tiny_folder, monkeypatch):
     """Without pickles; the second time nothing is asked, and offline works too."""
     assert not find_model("owner/tiny").on_disk

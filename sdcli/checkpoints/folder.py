@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdcli.checkpoints import stock
-from sdcli.checkpoints.adapters import apply_adapters
+from sdcli.checkpoints.adapters import apply_adapters, put_lora
 from sdcli.checkpoints.parts import CLASSES, check_fit, class_names, has, needed_components, require_component
 from sdcli.checkpoints.quantized import restored
 from sdcli.checkpoints.single_file import open_file, read_vae
@@ -65,6 +65,8 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
     pipeline = SdPipeline(**components, force_zeros_for_empty_prompt=zeros and "tokenizer_2" in names)
     pipeline.defaults = model.defaults
     pipeline.class_names = class_names(index)
+    if model.lora is not None:
+        put_lora(pipeline, model.lora, allow_pickle=model.allow_pickle)
     if model.adapter is not None:
         apply_adapters(pipeline, model.adapter)
     return pipeline

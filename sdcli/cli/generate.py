@@ -34,7 +34,7 @@ def generate(
     schedule: flags.Schedule = None,
     prediction_type: flags.PredictionType = None,
     timestep_spacing: flags.TimestepSpacing = None,
-    eta: flags.Eta = GenerateSettings.eta,
+    eta: flags.Eta = None,
     guidance_rescale: flags.GuidanceRescale = GenerateSettings.guidance_rescale,
     clip_skip: flags.ClipSkip = None,
     init_image: flags.InitImage = None,
@@ -86,6 +86,7 @@ def generate(
         "guidance_scale": guidance_scale,
         "sampler": sampler,
         "schedule": schedule,
+        "eta": eta,
         "clip_skip": clip_skip,
         "prediction_type": prediction_type,
         "timestep_spacing": timestep_spacing,
@@ -96,7 +97,6 @@ def generate(
         "model": spec.name,
         "negative_prompt": negative_prompt,
         **with_defaults(chosen, spec),
-        "eta": eta,
         "guidance_rescale": guidance_rescale,
         "init_image": init_image,
         "strength": strength,
@@ -163,7 +163,7 @@ def with_defaults(chosen: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
     """What the user chose, and the model's defaults for what is None."""
     defaults = asdict(spec.defaults)
     if chosen["sampler"] not in (None, spec.defaults.sampler):
-        defaults["schedule"] = None  # it was chosen for the model's sampler; another does not inherit it
+        defaults |= {"schedule": None, "eta": 0.0}  # chosen for the model's sampler; another does not inherit them
     return {**defaults, **{name: value for name, value in chosen.items() if value is not None}}
 
 

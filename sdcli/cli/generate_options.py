@@ -33,7 +33,9 @@ TimestepSpacing = Annotated[
     str | None,
     typer.Option("--timestep-spacing", metavar="NAME", help=f"{', '.join(TIMESTEP_SPACINGS)} {OWN}."),
 ]
-Eta = Annotated[float, typer.Option("--eta", metavar="X", help="Noise of the steps of ddim and tcd, 0 to 1.")]
+Eta = Annotated[
+    float | None, typer.Option("--eta", metavar="X", help=f"Noise of the steps of ddim and tcd, 0 to 1 {OWN}.")
+]
 GuidanceRescale = Annotated[
     float, typer.Option("--guidance-rescale", metavar="X", help="Against overexposure by strong guidance, 0 to 1.")
 ]
