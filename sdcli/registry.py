@@ -106,6 +106,8 @@ def find_model(name: str | None = None, models_file: Path | None = None, allow_p
     path = os.path.expanduser(name)
     if os.path.exists(path):  # unlike Path.exists, False for a name that no file system takes
         return spec_of_path(name, Path(path), allow_pickle)
+    if os.path.islink(path):
+        raise SdcliError(f"{name} is a link that leads nowhere", hint="correct the link, or name what it was for")
     if hub := HubModel.parse(name):
         return spec_of_hub(name, hub, allow_pickle)
     raise SdcliError(

@@ -122,7 +122,7 @@ class Workbench:
         controls = []
         for name, file, scale in zip(settings.controlnet, settings.control_image, scales, strict=True):
             if name not in self._controlnets:
-                self._controlnets[name] = load_controlnet(name, self.placement, self.pipeline.unet)
+                self._controlnets[name] = load_controlnet(name, self.placement, self.pipeline.unet, self.allow_pickle)
             pixel_values = to_pixel_values(load_sized("--control-image", file, size)) / 2 + 0.5
             span = (settings.control_start, settings.control_end)
             controls.append(Control(self._controlnets[name], pixel_values, scale, *span))

@@ -370,8 +370,8 @@ generators, to 2/255 in every pixel, in fp32; and it differs from the picture wi
 
 The refiner begins from a picture by its nature. Turbo, Lightning, LCM, Hyper and TCD models are these families with
 other settings: few steps, guidance 1, `--timestep-spacing trailing`, and for some `--sampler lcm` or `tcd`.
-`models.toml` has those of the Turbo, Lightning, LCM, Hyper and TCD models that it names, and the LoRAs that make some of
-them out of a base; `tests/test_few_steps.py` compares with stock.
+`models.toml` has those of the Turbo, Lightning, LCM, Hyper and TCD models that it names, and the LoRAs that make some
+of them out of a base; `tests/test_few_steps.py` compares with stock.
 
 LoRAs are read in the layouts of kohya, PEFT, diffusers (old and new) and cloneofsimo, LoCon's convolutions included;
 learned words as `.safetensors`. With `--lenient` what fits of a LoRA is put on, and a warning tells how much does not.

@@ -11,7 +11,10 @@ from types import ModuleType
 import numpy
 import pytest
 import torch
-from families import NAMES, write_folder, write_single_file
+from conftest import seeded
+from diffusers import ControlNetModel
+from families import NAMES, stock, write_folder, write_single_file
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_compatibility import our_plain
 from test_generate_features import QUICK, generate, refused
@@ -217,6 +220,26 @@ def test_a_pickle_with_code_is_refused_and_not_run(zipped, written, capsys):
 def test_a_damaged_pickle_is_one_error(content, says, capsys):
     Path("model.ckpt").write_bytes(content)
     assert says in refused(capsys, "-m", "model.ckpt", "--allow-pickle")
+
+
+def test_a_controlnet_in_a_pickle_is_read_where_that_is_allowed(written, capsys):
+    """Of half precision by its name, too."""
+    reference = stock("sd1")
+    network = ControlNetModel.from_unet(reference.unet, conditioning_embedding_out_channels=(16, 32))
+    seeded(network, 9).save_pretrained("safe")
+    network.save_pretrained("pickled", safe_serialization=False)
+    network.save_pretrained("half", variant="fp16")
+    Image.new("RGB", (32, 32), "red").save("control.png")
+    folder = written("sd1", "folder")
+    flags = ("--control-image", "control.png", *SIZE)
+    expected = generate(folder, "--controlnet", "safe", *flags)
+    assert "diffusion_pytorch_model.bin is a pickle" in refused(capsys, "-m", folder, "--controlnet", "pickled", *flags)
+    for name, more in (("pickled", ("--allow-pickle",)), ("half", ())):
+        made = generate(folder, "--controlnet", name, *flags, *more, output=f"{name}.png")
+        assert numpy.array_equal(made, expected)
+    torch.save({"conv_in.weight": Evil()}, "pickled/diffusion_pytorch_model.bin")
+    said = refused(capsys, "-m", folder, "--controlnet", "pickled", *flags, "--allow-pickle")
+    assert "pickled does not load" in said and not Path("it-ran").exists()
 
 
 def test_a_pickle_that_is_called_safetensors_is_one_error(capsys):
