@@ -131,7 +131,7 @@ def find_loadable(name: str | None = None, models_file: Path | None = None, allo
     missing = [hub for hub, path in ((model.hub, model.path), (model.lora_hub, model.lora)) if hub and path is None]
     if missing and (model.hub is not None or model.path.exists()):
         for each in missing:
-            fetch(each)
+            fetch(each, allow_pickle)
         return find_model(name, models_file, allow_pickle)
     where = f"{model.source} says" if model.source else "its name says"
     raise SdcliError(

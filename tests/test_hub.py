@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from sdcli import hub
+from sdcli.checkpoints import load_pipeline
+from sdcli.checkpoints.folder import ON_CPU
 from sdcli.errors import SdcliError
 from sdcli.hub import HubModel, cached, fetch, weights_to_fetch
 from sdcli.registry import find_loadable, find_model, load_registry
@@ -210,6 +215,25 @@ def test_an_entry_may_name_a_model_or_a_file_of_the_hub(fake_hub, tmp_path):
     assert cached(HubModel("owner/tiny", file="model_index.json")).name == "model_index.json"
     with pytest.raises(SdcliError, match="owner/tiny on the hub has no other.safetensors"):
         fetch(HubModel("owner/tiny", file="other.safetensors"))
+
+
+def test_a_model_in_pickles_is_fetched_where_that_is_allowed(fake_hub, tiny_folder, tmp_path):
+    """A component that has nothing else; what has both comes as safetensors."""
+    fake_hub.folder = tmp_path / "repository"
+    shutil.copytree(tiny_folder, fake_hub.folder)
+    unet, vae = (fake_hub.folder / name / "diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
+    torch.save(load_file(unet), unet.with_suffix(".bin"))
+    unet.unlink()
+    vae.with_suffix(".bin").write_bytes(b"not to be fetched")
+    (unet.parent / "openvino_model.bin").write_bytes(b"neither")
+    with pytest.raises(SdcliError, match="has only a pickle of unet/diffusion_pytorch_model.bin") as caught:
+        find_loadable("owner/tiny")
+    assert "--allow-pickle" in caught.value.hint
+    spec = find_loadable("owner/tiny", allow_pickle=True)
+    assert [path.name for path in spec.path.rglob("*.bin")] == ["diffusion_pytorch_model.bin"]
+    assert load_pipeline(spec, ON_CPU).unet.config.in_channels == 4
+    with pytest.raises(SdcliError, match="is a pickle"):
+        load_pipeline(find_loadable("owner/tiny"), ON_CPU)
 
 
 def test_a_download_that_was_cut_off_does_not_count(fake_hub):

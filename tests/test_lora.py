@@ -1,6 +1,7 @@
 """LoRAs of every layout and learned words make stock's picture; what does not fit says how much of it does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -19,6 +20,8 @@ from sdcli.checkpoints.folder import ON_CPU
 from sdcli.checkpoints.lora import Change, layers_of, simo_layers
 from sdcli.errors import SdcliError
 from sdcli.registry import find_model
+from sdcli.settings import GenerateSettings
+from sdcli.workbench import Workbench
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 PROMPT = "a photo of a red cat"
@@ -145,6 +148,21 @@ def test_what_fits_of_a_lora_is_taken_where_that_is_wanted(layout, folders, tmp_
     with pytest.raises(SdcliError, match="fits 0 of 2 layers") as caught:
         put_lora(pipeline, tmp_path / "strange.safetensors", lenient=True)
     assert "--lenient" not in caught.value.hint
+
+
+def test_each_lora_is_warned_of_once(folders, tmp_path):
+    """However often it is put onto the model and taken off again."""
+    reference = fresh_stock(folders["sd1"])
+    file = tmp_path / "mixed.safetensors"
+    save_file(as_kohya(matrices(reference), reference) | STRANGE, file)
+    bench = Workbench(find_model(str(folders["sd1"])), ON_CPU, lenient=True)
+    common = {"prompt": PROMPT, "model": "sd1", "seed": 1, "width": 32, "height": 32}
+    plain = GenerateSettings(**common, num_inference_steps=3, guidance_scale=5.0)
+    told = []
+    for settings in (replace(plain, lora=(str(file),)), plain, replace(plain, lora=(str(file),))):
+        bench.ready(settings)
+        told += bench.warnings()
+    assert len(told) == 1 and "mixed.safetensors: 2 of" in told[0]
 
 
 @pytest.mark.parametrize(
