@@ -115,6 +115,15 @@ def test_python_has_the_same_defaults(bases):
     assert numpy.array_equal(numpy.asarray(made), numpy.asarray(Image.open("out.png")))
 
 
+def test_a_model_with_a_lora_is_not_trained(bases, squares, capsys):
+    """What came out would be another model than what went in."""
+    entry_of("tcd-sd15", bases("sd1"))
+    Path("fast.safetensors").write_bytes(b"anything")
+    command = ["train", "--data", str(squares), "-m", "tcd-sd15", "--part", "unet", "--steps", "1", "-o", "made"]
+    assert run([*command, "--device", "cpu", "--progress", "none"]) == 1
+    assert "is a base and a LoRA, which are not trained as one" in capsys.readouterr().err
+
+
 def test_a_model_with_a_lora_is_shown_and_not_converted(bases, capsys):
     """No other layout keeps both."""
     entry_of("tcd-sd15", bases("sd1"))
