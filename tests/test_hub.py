@@ -125,14 +125,16 @@ def test_what_a_file_of_the_hub_looks_like(name, expected):
     assert HubModel.parse_file(name) == expected
 
 
-def test_a_model_and_its_lora_are_fetched_together(fake_hub, tmp_path):
+def test_a_model_and_its_lora_are_fetched_together(fake_hub, tiny_folder, tmp_path):
     """Whichever of them is not there yet."""
+    fake_hub.folder = Path(shutil.copytree(tiny_folder, tmp_path / "repository"))
+    (fake_hub.folder / "fast.safetensors").write_bytes(b"beside the model, and no part of it")
     path = tmp_path / "models.toml"
-    path.write_text('[models.fast]\nhub = "owner/tiny"\nlora = "hf:owner/tiny:unet/config.json"\n')
+    path.write_text('[models.fast]\nhub = "owner/tiny"\nlora = "hf:owner/tiny:fast.safetensors"\n')
     assert not load_registry(path).models["fast"].on_disk
     spec = find_loadable("fast", path)
-    assert spec.on_disk and spec.lora == spec.path / "unet" / "config.json"
-    (spec.path / "unet" / "config.json").unlink()
+    assert spec.on_disk and spec.lora == spec.path / "fast.safetensors"
+    spec.lora.unlink()
     assert not load_registry(path).models["fast"].on_disk
     assert find_loadable("fast", path).on_disk
 
