@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_pipeline"]
 
 
-def load_pipeline(model: str | None = None, device: str = "auto", precision: str = "auto") -> SdPipeline:
+def load_pipeline(
+    model: str | None = None, device: str = "auto", precision: str = "auto", allow_pickle: bool = False
+) -> SdPipeline:
     """A model from models.toml, a folder or a training run, ready to make images.
 
     Args:
@@ -19,6 +21,7 @@ def load_pipeline(model: str | None = None, device: str = "auto", precision: str
             built-in model.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, fp32, fp16 or bf16.
+        allow_pickle: read weights that are no safetensors, without running what is in them.
 
     Raises:
         SdcliError: there is no such model, or it does not load.
@@ -27,4 +30,4 @@ def load_pipeline(model: str | None = None, device: str = "auto", precision: str
     from sdcli.device import choose_placement
     from sdcli.registry import find_loadable
 
-    return load(find_loadable(model), choose_placement(device, precision))
+    return load(find_loadable(model, allow_pickle=allow_pickle), choose_placement(device, precision))

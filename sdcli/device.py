@@ -22,12 +22,12 @@ class Placement:
 
     Args:
         device: where to compute.
-        dtype: number format of weights and activations in generation.
+        dtype: number format of weights and activations in generation; None is that in which each weight is saved.
         mixed_precision: accelerate's name for the same choice in training: no, fp16 or bf16.
     """
 
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     mixed_precision: str
 
     @property

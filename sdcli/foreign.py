@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from sdcli import pickles
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
 from sdcli.pipeline import require_finite
@@ -76,7 +77,7 @@ class ForeignPipeline:
     """
 
     def __init__(self, model: ModelSpec, placement: Placement):
-        self.name = pipeline_of(model.path)
+        self.name, self.allow_pickle = pipeline_of(model.path), model.allow_pickle
         index = read_json(model.path / INDEX)
         named = inspect.signature(known()[self.name].__init__).parameters
         absent = {each: None for each in named if index.get(each, [None])[0] is None and each in index}
@@ -102,6 +103,9 @@ class ForeignPipeline:
                 raise SdcliError(f"--lora does not go with {self.name}", hint="leave it out")
             return
         names = []
+        for file in (Path(lora_of(each)[0]).expanduser() for each in loras):
+            if not self.allow_pickle and pickles.is_pickle(file):
+                raise SdcliError(f"{file} is a pickle, not safetensors", hint=pickles.ALLOW)
         try:
             self.pipeline.unload_lora_weights()
             for number, (file, _) in enumerate(map(lora_of, loras)):

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sdcli import pickles
 from sdcli.errors import SdcliError
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-LARGEST_HEADER = 100 * 2**20  # bytes; the format's own limit
 FETCH_AGAIN = "the download or the copy was cut off: fetch the file again"
 COPIED_IN_PART = "was the folder copied whole?"
 CONVERT = "a pickle can run code when it is read: load it where you trust it and save it as safetensors"
@@ -31,12 +30,15 @@ class Header:
     metadata: dict[str, str]
 
 
-def read_header(path: Path) -> Header:
-    """The header of a safetensors file.
+def read_header(path: Path, allow_pickle: bool = False) -> Header:
+    """The header of a safetensors file, or what it would be of a pickle where that is allowed.
 
     Raises:
         SdcliError: the file is missing, empty, cut off, damaged or a pickle.
     """
+    if pickles.is_pickle(path):
+        about = path.stat()
+        return header_of_pickle(path, (about.st_size, about.st_mtime_ns), allow_pickle)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -50,6 +52,12 @@ def read_header(path: Path) -> Header:
         raise SdcliError(f"cannot read {path}: {error.strerror}", hint="is it a file, and may you read it?") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SdcliError(f"{path} is damaged: its header is no list of tensors", hint=FETCH_AGAIN) from error
+
+
+@lru_cache(maxsize=4)
+def header_of_pickle(path: Path, state: tuple[int, int], allowed: bool) -> Header:
+    """Names and shapes in a pickle, which has no header; kept until the file changes, as old ones are read whole."""
+    return Header({name: tuple(each.shape) for name, each in pickles.read_tensors(path, allowed).items()}, {})
 
 
 def parse_header(content: dict[str, Any]) -> Header:
@@ -72,9 +80,9 @@ def check_start(start: bytes, size: int, name: object) -> None:
     """
     if size == 0:
         raise SdcliError(f"{name} is empty (0 bytes)", hint=FETCH_AGAIN)
+    if pickles.begins_as_pickle(start, size):
+        raise SdcliError(f"{name} is a pickle, not safetensors", hint=CONVERT)
     header = int.from_bytes(start, "little")
-    if len(start) < 8 or header > min(size - 8, LARGEST_HEADER):  # first: some lengths look like a pickle's begin
-        if start.startswith(PICKLE_STARTS):
-            raise SdcliError(f"{name} is a pickle, not safetensors", hint=CONVERT)
+    if len(start) < 8 or header > min(size - 8, pickles.LARGEST_HEADER):
         says = f"it says its header has {header} bytes, the whole file has {size}"
         raise SdcliError(f"{name} is no safetensors file, or damaged: {says}", hint=FETCH_AGAIN)

@@ -7,16 +7,19 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdcli import pickles
 from sdcli.errors import SdcliError
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # OWNER/NAME, and a branch, tag or commit
+HUB_FILE = re.compile(r"hf:([^:]+):([\w./ -]+)")  # a file of a repository, where there may be paths as well
 INDEX = "model_index.json"
 CONFIG = "config.json"
 WHOLE = (INDEX, "*/*.json", "*/*.txt", "*/*.model")  # of a folder, beside weights
-WEIGHTS = ".safetensors"
+WEIGHTS, PICKLED = ".safetensors", ".bin"
+STEMS = ("diffusion_pytorch_model", "pytorch_model")  # of pickles; there are other files of that ending
 UNUSED = ("safety_checker", "feature_extractor")  # components that nothing here runs
 
 
@@ -41,6 +44,13 @@ class HubModel:
         """OWNER/NAME or OWNER/NAME@REVISION; None where it is neither."""
         found = HUB_ID.fullmatch(name)
         return cls(found[1], found[2] or "main") if found and ".." not in name else None
+
+    @classmethod
+    def parse_file(cls, name: str) -> HubModel | None:
+        """hf:OWNER/NAME:FILE or hf:OWNER/NAME@REVISION:FILE; None where it is neither."""
+        found = HUB_FILE.fullmatch(name)
+        model = cls.parse(found[1]) if found and ".." not in name else None
+        return None if model is None else replace(model, file=found[2])
 
     def __str__(self) -> str:
         return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
@@ -84,14 +94,14 @@ def repo_folder(model: HubModel) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every network of a folder has its weights: files appear in the cache one by one."""
+    """Whether every network of a folder has its weights, if only as pickles: files appear in the cache one by one."""
     for config in folder.glob("*/config.json"):
         files = [path.name for path in config.parent.iterdir()]
-        indices = [name for name in files if ".safetensors.index" in name]
+        indices = [name for name in files if f"{WEIGHTS}.index" in name or f"{PICKLED}.index" in name]
         shards = {each for name in indices for each in shards_of(config.parent / name)}
         if config.parent.name in UNUSED or (shards and shards <= {*files}):
             continue
-        if not any(name.endswith(WEIGHTS) and not re.search(r"-\d+-of-\d+\.", name) for name in files):
+        if not any(name.endswith((WEIGHTS, PICKLED)) and not re.search(r"-\d+-of-\d+\.", name) for name in files):
             return False
     return True
 
@@ -101,11 +111,15 @@ def shards_of(index: Path) -> set[str]:
     return set(json.loads(index.read_text()).get("weight_map", {}).values())
 
 
-def fetch(model: HubModel) -> None:
+def fetch(model: HubModel, allow_pickle: bool = False) -> None:
     """Bring a model into the cache.
 
+    Args:
+        model: which.
+        allow_pickle: where a component has no other weights.
+
     Raises:
-        SdcliError: it does not exist, may not be had, or the hub cannot be reached, or must not be.
+        SdcliError: it does not exist, may not be had, is a pickle, or the hub cannot be reached, or must not be.
     """
     from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 
@@ -119,6 +133,11 @@ def fetch(model: HubModel) -> None:
             hint = f"it has {', '.join(singles[:3])}: name one in models.toml as file" if singles else "name another"
             raise SdcliError(f"{model} on the hub has no {INDEX}", hint=hint)
         wanted = [*WHOLE, *weights_to_fetch(files, model.variant)]
+        whole = {name.partition("/")[0] for name in wanted}
+        pickled = [name for name in weights_to_fetch(files, model.variant, PICKLED) if name.split("/")[0] not in whole]
+        if pickled and not allow_pickle:
+            raise SdcliError(f"{model} on the hub has only a pickle of {pickled[0]}", hint=pickles.ALLOW)
+        wanted += pickled
         snapshot_download(model.repo, revision=model.revision, allow_patterns=wanted)
 
 
@@ -160,12 +179,13 @@ def told(model: HubModel) -> Iterator[None]:
         raise SdcliError(f"cannot fetch {model} from the hub: {reason}", hint="check the network; try again") from error
 
 
-def weights_to_fetch(files: Iterable[str], variant: str) -> Sequence[str]:
-    """Which weight files of a folder to fetch: of each component one variant, never a pickle."""
+def weights_to_fetch(files: Iterable[str], variant: str, ending: str = WEIGHTS) -> Sequence[str]:
+    """Which weight files of an ending to fetch of a folder: of each component one variant."""
     by_component: dict[str, dict[str, list[str]]] = {}
     for name in files:
         component, _, file = name.rpartition("/")
-        if file.endswith(WEIGHTS) and component and "/" not in component and component not in UNUSED:
+        named = file.endswith(ending) and (ending == WEIGHTS or file.startswith(STEMS))
+        if named and component and "/" not in component and component not in UNUSED:
             found = re.search(r"\.(fp16|bf16|fp32|non_ema|ema_only)(?=[.-])", file)
             by_component.setdefault(component, {}).setdefault(found[1] if found else "", []).append(name)
     chosen = []

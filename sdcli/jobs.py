@@ -43,6 +43,7 @@ class Asker:
         seed: of jobs that say none.
         num_images: of jobs that say none.
         models_file: where models are looked up first.
+        allow_pickle: read models that are no safetensors.
         found: models that were looked up already, with what they choose where nobody says.
     """
 
@@ -50,6 +51,7 @@ class Asker:
     seed: int
     num_images: int = 1
     models_file: Path | None = None
+    allow_pickle: bool = False
     found: dict[str | None, tuple[ModelSpec, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     def requests(self, job: Mapping[str, Any], name: str, where: str = "") -> Iterator[Request]:
@@ -86,11 +88,11 @@ class Asker:
     def defaults(self, model: str | None, init_image: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a job, with those of its picture to begin from and of its model where it is silent."""
         if model not in self.found:
-            spec = find_loadable(model, self.models_file)
+            spec = find_loadable(model, self.models_file, self.allow_pickle)
             self.found[model] = spec, {**asdict(spec.defaults), "model": spec.name}
         spec, complete = self.found[model][0], dict(self.found[model][1])
         if values.get("sampler") not in (None, spec.defaults.sampler):
-            complete["schedule"] = None  # it was chosen for the model's sampler; another does not inherit it
+            complete |= {"schedule": None, "eta": 0.0}  # chosen for the model's sampler; another does not inherit them
         if init_image is not None:
             complete["width"], complete["height"] = read_size(Path(init_image).expanduser())
         return {**complete, **values, "model": spec.name}

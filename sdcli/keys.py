@@ -42,7 +42,7 @@ class Keys:
 
     def fingerprints(self, settings: GenerateSettings) -> Fingerprints:
         """The hashes of every weight file that decides a picture; they are taken in a thread of their own."""
-        others = tuple(weights_beside(settings))
+        others = (*weights_beside(settings), *([] if self.model.lora is None else [self.model.lora]))
         kind = (others, settings.vae is None)
         if kind not in self._fingerprints:
             parts = [part for part in HASHED if part != "vae" or settings.vae is None]
@@ -95,7 +95,8 @@ def digest_in_state(path: Path, state: str) -> str:
 def files_of(model: ModelSpec) -> list[Path]:
     """The weight files of a model."""
     adapter = [] if model.adapter is None else list(model.adapter.glob("*.safetensors"))
-    return [*([model.path] if model.path.is_file() else weight_files(model.path)), *adapter]
+    files = [model.path] if model.path.is_file() else weight_files(model.path)
+    return [*files, *adapter, *([] if model.lora is None else [model.lora])]
 
 
 def weights_beside(settings: GenerateSettings) -> list[Path]:

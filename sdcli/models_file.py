@@ -19,15 +19,16 @@ DEFAULT_KEYS = {  # and what the settings call them
     "guidance_scale": "guidance_scale",
     "sampler": "sampler",
     "schedule": "schedule",
+    "eta": "eta",
     "clip_skip": "clip_skip",
     "prediction_type": "prediction_type",
     "timestep_spacing": "timestep_spacing",
 }
 KEY_TYPES = {
-    **dict.fromkeys((*LOCATIONS, "revision", "variant", "file", "description", "licence"), str),
+    **dict.fromkeys((*LOCATIONS, "revision", "variant", "file", "lora", "description", "licence"), str),
     **dict.fromkeys(("sampler", "schedule", "prediction_type", "timestep_spacing"), str),
     **dict.fromkeys(("width", "height", "steps", "clip_skip"), int),
-    "guidance_scale": (int, float),
+    **dict.fromkeys(("guidance_scale", "eta"), (int, float)),
 }
 OF_HUB = ("revision", "variant", "file")
 

@@ -105,7 +105,7 @@ class SdPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
-        eta: float = 0.0,
+        eta: float | None = None,
         clip_skip: int | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
@@ -166,7 +166,7 @@ class SdPipeline(DiffusionPipeline):
             num_inference_steps=_either(num_inference_steps, self.defaults.num_inference_steps),
             guidance_scale=_either(guidance_scale, self.defaults.guidance_scale),
             guidance_rescale=guidance_rescale,
-            eta=eta,
+            eta=_either(eta, self.defaults.eta),
         )
 
     @property

@@ -66,7 +66,9 @@ def load_decoder(folder: str, placement: Placement) -> nn.Module:
     if read_config(path).get("_class_name") != "AutoencoderTiny":
         raise SdcliError(f"--preview-vae {folder} is no AutoencoderTiny", hint="such as madebyollin/taesd, as a folder")
     try:
-        network = AutoencoderTiny.from_pretrained(path, torch_dtype=placement.dtype, local_files_only=True)
+        network = AutoencoderTiny.from_pretrained(
+            path, torch_dtype=placement.dtype, local_files_only=True, use_safetensors=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise SdcliError(f"{folder} does not load: {str(error).splitlines()[0]}", hint="copy it again") from error
     return network.to(placement.device).eval()

@@ -51,6 +51,10 @@ class ModelSpec:
         hub: where on the hub it comes from.
         adapter: folder of a trained LoRA or word that is put onto it; None for a model as it is.
         vae: another VAE to use, a folder or a file; None is the model's own.
+        lora: file of a LoRA that belongs to it, as those that make a model need few steps; None where there is none, or
+            it is on the hub only.
+        lora_hub: where on the hub that comes from.
+        allow_pickle: whether files of it that are no safetensors may be read, by `weights_only`.
     """
 
     name: str
@@ -62,11 +66,15 @@ class ModelSpec:
     hub: HubModel | None = None
     adapter: Path | None = None
     vae: Path | None = None
+    lora: Path | None = None
+    lora_hub: HubModel | None = None
+    allow_pickle: bool = False
 
     @property
     def on_disk(self) -> bool:
-        """Whether there is something to load."""
-        return self.path is not None and (self.path.is_file() or (self.path / INDEX).is_file())
+        """Whether everything is there to be loaded."""
+        has_lora = self.lora_hub is None if self.lora is None else self.lora.is_file()
+        return has_lora and self.path is not None and (self.path.is_file() or (self.path / INDEX).is_file())
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,18 @@ class Registry:
     default: str | None
 
 
-def find_model(name: str | None = None, models_file: Path | None = None) -> ModelSpec:
-    """Find a model by its name in models.toml, or by its folder or training run; None is the default model.
+def find_model(name: str | None = None, models_file: Path | None = None, allow_pickle: bool = False) -> ModelSpec:
+    """Find a model by its name in models.toml, or by its folder or training run.
+
+    Args:
+        name: of the model; None is the default one.
+        models_file: that comes before all others.
+        allow_pickle: whether files of it that are no safetensors may be read.
 
     Raises:
         SdcliError: nothing goes by that name, or a models.toml does not parse.
     """
-    registry = load_registry(models_file)
+    registry = load_registry(models_file, allow_pickle)
     if name is None:
         name = registry.default
         if name is None:
@@ -92,27 +105,34 @@ def find_model(name: str | None = None, models_file: Path | None = None) -> Mode
         return registry.models[name]
     path = os.path.expanduser(name)
     if os.path.exists(path):  # unlike Path.exists, False for a name that no file system takes
-        return spec_of_path(name, Path(path))
+        return spec_of_path(name, Path(path), allow_pickle)
+    if os.path.islink(path):
+        raise SdcliError(f"{name} is a link that leads nowhere", hint="correct the link, or name what it was for")
     if hub := HubModel.parse(name):
-        return spec_of_hub(name, hub)
+        return spec_of_hub(name, hub, allow_pickle)
     raise SdcliError(
         f"no model named {name!r} in models.toml, and no folder or file of that name",
         hint=did_you_mean(name, registry.models),
     )
 
 
-def find_loadable(name: str | None = None, models_file: Path | None = None) -> ModelSpec:
+def find_loadable(name: str | None = None, models_file: Path | None = None, allow_pickle: bool = False) -> ModelSpec:
     """Find a model as `find_model` does, and see that it is on disk; one of the hub is fetched.
 
     Raises:
         SdcliError: nothing goes by that name, or it is not there and cannot be fetched.
     """
-    model = find_model(name, models_file)
+    model = find_model(name, models_file, allow_pickle)
     if model.on_disk:
         return model
-    if model.hub is not None:
-        fetch(model.hub)
-        return find_model(name, models_file)
+    if model.lora is not None and not model.lora.is_file():
+        message = f"the LoRA of model {model.name} is not on disk: {model.source} says {model.lora}"
+        raise SdcliError(message, hint="put it there, or correct the path")
+    missing = [hub for hub, path in ((model.hub, model.path), (model.lora_hub, model.lora)) if hub and path is None]
+    if missing and (model.hub is not None or model.path.exists()):
+        for each in missing:
+            fetch(each, allow_pickle)
+        return find_model(name, models_file, allow_pickle)
     where = f"{model.source} says" if model.source else "its name says"
     raise SdcliError(
         f"model {model.name} is not on disk: {where} {model.path}, which has no model_index.json",
@@ -120,58 +140,61 @@ def find_loadable(name: str | None = None, models_file: Path | None = None) -> M
     )
 
 
-def spec_of_path(name: str, path: Path) -> ModelSpec:
+def spec_of_path(name: str, path: Path, allow_pickle: bool = False) -> ModelSpec:
     """The model in a diffusers folder or a single file, or the current model of a training run.
 
     Raises:
         SdcliError: the path is none of these.
     """
     if path.is_file():
-        return ModelSpec(name=name, path=path, defaults=own_defaults(path))
+        return ModelSpec(name=name, path=path, defaults=own_defaults(path, allow_pickle), allow_pickle=allow_pickle)
     path = model_folder(path)
     if (path / ADAPTER).is_file():
-        return replace(find_model(read_json(path / ADAPTER).get("model")), name=name, adapter=path)
+        base = find_model(read_json(path / ADAPTER).get("model"), allow_pickle=allow_pickle)
+        return replace(base, name=name, adapter=path)
     if not (path / INDEX).is_file():
         raise SdcliError(
             f"{name} is no model: it holds neither model_index.json nor model/model_index.json",
             hint="give a folder in the diffusers layout, a single file, or a training run that has a checkpoint",
         )
-    return ModelSpec(name=name, path=path, defaults=own_defaults(path))
+    return ModelSpec(name=name, path=path, defaults=own_defaults(path), allow_pickle=allow_pickle)
 
 
-def spec_of_hub(name: str, hub: HubModel) -> ModelSpec:
+def spec_of_hub(name: str, hub: HubModel, allow_pickle: bool = False) -> ModelSpec:
     """A model of the hub, where the hub's cache has it."""
     path = cached(hub)
     if path is None:
-        return ModelSpec(name=name, path=None, hub=hub)
-    return ModelSpec(name=name, path=path, hub=hub, defaults=own_defaults(path))
+        return ModelSpec(name=name, path=None, hub=hub, allow_pickle=allow_pickle)
+    return ModelSpec(name=name, path=path, hub=hub, defaults=own_defaults(path), allow_pickle=allow_pickle)
 
 
-def own_defaults(path: Path, **chosen: Any) -> GenerationDefaults:
+def own_defaults(path: Path, allow_pickle: bool = False, **chosen: Any) -> GenerationDefaults:
     """What generation uses for a model that is on disk.
 
     Args:
         path: of its folder or file.
+        allow_pickle: whether the file may be one.
         chosen: what a models.toml says of it.
 
     Raises:
         SdcliError: a value is out of range, or the model's own configuration cannot be read.
     """
-    width, height = native_size(path)
-    return GenerationDefaults(**{"width": width, "height": height, **BY_PIPELINE.get(pipeline_of(path), {}), **chosen})
+    width, height = native_size(path, allow_pickle)
+    usual = BY_PIPELINE.get(pipeline_of(path, allow_pickle), {})
+    return GenerationDefaults(**{"width": width, "height": height, **usual, **chosen})
 
 
-def pipeline_of(folder: Path) -> str:
+def pipeline_of(folder: Path, allow_pickle: bool = False) -> str:
     """The stock class that a model folder or a single file is for; empty where it does not say."""
     if folder.is_file():
-        return families.family_of(read_header(folder).shapes, folder).pipeline
+        return families.family_of(read_header(folder, allow_pickle).shapes, folder).pipeline
     return str(read_json(folder / INDEX).get("_class_name", ""))
 
 
-def inpaints(path: Path) -> bool:
+def inpaints(path: Path, allow_pickle: bool = False) -> bool:
     """Whether a model's UNet is shown a mask and the rest of the picture."""
     if path.is_file():
-        shapes = read_header(path).shapes
+        shapes = read_header(path, allow_pickle).shapes
         with families.understood(path):
             unet = families.unet_config(shapes, families.family_of(shapes, path))
     else:
@@ -184,7 +207,7 @@ def family_name(spec: ModelSpec) -> str:
     if not spec.on_disk:
         return ""
     if spec.path.is_file():
-        return families.family_of(read_header(spec.path).shapes, spec.path).name
+        return families.family_of(read_header(spec.path, spec.allow_pickle).shapes, spec.path).name
     kind, unet = pipeline_of(spec.path), read_config(spec.path / "unet")
     if not kind.startswith(("StableDiffusion", "LatentConsistency")) or "3" in kind:
         return kind
@@ -201,13 +224,14 @@ def model_folder(path: Path) -> Path:
     return path
 
 
-def native_size(folder: Path) -> tuple[int, int]:
+def native_size(folder: Path, allow_pickle: bool = False) -> tuple[int, int]:
     """Width and height in pixels that the model was trained on, from its configuration files, or its single file.
 
     A value that is missing there counts as Stable Diffusion 1's: a UNet for 64 by 64 latents, a VAE with stride 8.
     """
     if folder.is_file():
-        return (families.family_of(read_header(folder).shapes, folder).latents_side * vae_stride(folder),) * 2
+        family = families.family_of(read_header(folder, allow_pickle).shapes, folder)
+        return (family.latents_side * vae_stride(folder, allow_pickle),) * 2
     stride = vae_stride(folder)
     sample_size = read_config(folder / "unet").get("sample_size")
     if (folder / "transformer").is_dir():
@@ -218,13 +242,13 @@ def native_size(folder: Path) -> tuple[int, int]:
     return ((sample_size or 64) * stride,) * 2
 
 
-def vae_stride(folder: Path) -> int:
+def vae_stride(folder: Path, allow_pickle: bool = False) -> int:
     """Pixels per latent, each way, of a model's VAE, from its configuration file; 8 where that does not say.
 
     A model without a VAE denoises pixels: 1.
     """
     if folder.is_file():
-        shapes = read_header(folder).shapes
+        shapes = read_header(folder, allow_pickle).shapes
         has_vae = families.has_any(shapes, families.VAE)
         with families.understood(folder):
             return 2 ** (len(families.vae_config(shapes)["block_out_channels"]) - 1) if has_vae else 8
@@ -260,7 +284,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_registry(models_file: Path | None = None) -> Registry:
+def load_registry(models_file: Path | None = None, allow_pickle: bool = False) -> Registry:
     """All models.toml files together; the first file that names a model, or a default, wins.
 
     Raises:
@@ -269,7 +293,7 @@ def load_registry(models_file: Path | None = None) -> Registry:
     models: dict[str, ModelSpec] = {}
     default: str | None = None
     for path in models_files(models_file):
-        found = read_models_file(path)
+        found = read_models_file(path, allow_pickle)
         default = default or found.default
         models = {**found.models, **models}
     if default is not None and default not in models:
@@ -326,17 +350,18 @@ def shipped_models_file() -> Path:
     return inside if inside.is_file() else PACKAGE_FOLDER.parent / "models.toml"
 
 
-def read_models_file(path: Path) -> Registry:
+def read_models_file(path: Path, allow_pickle: bool = False) -> Registry:
     """The models of one file.
 
     Raises:
         SdcliError: the file does not parse, or has an unknown key or a value out of range; with the line.
     """
     file = parse_models_file(path)
-    return Registry({name: spec_of_entry(file, name, entry) for name, entry in file.entries.items()}, file.default)
+    models = {name: spec_of_entry(file, name, entry, allow_pickle) for name, entry in file.entries.items()}
+    return Registry(models, file.default)
 
 
-def spec_of_entry(file: ModelsFile, name: str, entry: dict[str, Any]) -> ModelSpec:
+def spec_of_entry(file: ModelsFile, name: str, entry: dict[str, Any], allow_pickle: bool = False) -> ModelSpec:
     """One `[models.NAME]` table as a `ModelSpec`.
 
     Raises:
@@ -356,8 +381,26 @@ def spec_of_entry(file: ModelsFile, name: str, entry: dict[str, Any]) -> ModelSp
         key = next((key for key in DEFAULT_KEYS if str(error).startswith(key)), "")
         raise file.mistake(f"models.{name}", key, str(error), error.hint) from error
     try:
-        defaults = GenerationDefaults(**chosen) if path is None else own_defaults(path, **chosen)
+        defaults = GenerationDefaults(**chosen) if path is None else own_defaults(path, allow_pickle, **chosen)
     except SdcliError:  # a file of the model is bad, which is told when it is used
         defaults = GenerationDefaults(**chosen)
     about = {key: entry.get(key, "") for key in ("licence", "description")}
-    return ModelSpec(name=name, path=path, defaults=defaults, source=file.path, hub=hub, **about)
+    about |= {"source": file.path, "hub": hub, "allow_pickle": allow_pickle, **lora_of_entry(file, name, entry)}
+    return ModelSpec(name=name, path=path, defaults=defaults, **about)
+
+
+def lora_of_entry(file: ModelsFile, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Where the LoRA of an entry lies, as arguments of `ModelSpec`; nothing where it has none.
+
+    Raises:
+        SdcliError: it is meant to be on the hub, and is no place there; with file and line.
+    """
+    if "lora" not in entry:
+        return {}
+    hub = HubModel.parse_file(entry["lora"])
+    if hub is not None:
+        return {"lora_hub": hub, "lora": cached(hub)}
+    if entry["lora"].startswith("hf:"):
+        hint = "write it as hf:OWNER/NAME:FILE.safetensors"
+        raise file.mistake(f"models.{name}", "lora", f"lora must be a file, got {entry['lora']!r}", hint)
+    return {"lora": file.path.parent / Path(entry["lora"]).expanduser()}

@@ -98,8 +98,9 @@ def check_steps(flag: str, steps: int) -> None:
 class GenerationDefaults:
     """What a model uses for everything that the user leaves open; `sampler` None is the model's own scheduler.
 
-    Lengths are in pixels; guidance_scale 1 switches guidance off; clip_skip counts the text layers left out from the
-    end, as diffusers does (0 none); prediction_type and timestep_spacing None are the scheduler's own.
+    Lengths are in pixels; guidance_scale 1 switches guidance off; eta is the noise of ddim's and tcd's steps; clip_skip
+    counts the text layers left out from the end, as diffusers does (0 none); prediction_type and timestep_spacing None
+    are the scheduler's own.
     """
 
     num_inference_steps: int = 30
@@ -108,6 +109,7 @@ class GenerationDefaults:
     height: int = 512
     sampler: str | None = None
     schedule: str | None = None
+    eta: float = 0.0
     clip_skip: int = 0
     prediction_type: str | None = None
     timestep_spacing: str | None = None
@@ -117,6 +119,7 @@ class GenerationDefaults:
         check_size("height", self.height)
         check_steps("steps", self.num_inference_steps)
         check_range("guidance_scale", self.guidance_scale, 1, math.inf, hint="1 switches guidance off")
+        check_range("eta", self.eta, 0, 1)
         check_range("clip_skip", self.clip_skip, 0, 11)
         check_sampler("sampler", self.sampler)
         check_choice("schedule", self.schedule, SCHEDULE_NAMES)

@@ -36,14 +36,21 @@ class Workbench:
     Args:
         model: that all of them are made with.
         placement: where.
-        how: what may be read, and how networks are laid out.
+        how: what may be read, and how networks are laid out; with `lenient`, `warnings` tell what of a LoRA did not fit.
+
+    Raises:
+        SdcliError: the model is of a family whose LoRAs are not ours to read, and `lenient` is on, or it has one.
     """
 
     def __init__(self, model: ModelSpec, placement: Placement, how: RunSettings):
         self.model = model
         self.placement = placement
         self.how = how
+        self._warnings: dict[str, bool] = {}  # and whether each was told
         self.is_foreign = is_foreign(model, stock.PIPELINES)
+        for what, given in (("--lenient", how.lenient), ("lora in models.toml", model.lora)):
+            if given and self.is_foreign:
+                raise SdcliError(f"{what} does not go with {model.name}", hint="leave it out; there is --lora")
         self.pipeline: SdPipeline | None = None
         self.foreign: ForeignPipeline | None = None
         self._base: tuple | None = None
@@ -97,9 +104,18 @@ class Workbench:
             self._loras = ()
             for each in settings.lora:
                 file, share = lora_of(each)
-                self._undo.append(put_lora(self.pipeline, Path(file).expanduser(), share, self.how.allow_pickle))
+                path = Path(file).expanduser()
+                self._undo.append(put_lora(self.pipeline, path, share, self.how.allow_pickle, self.how.lenient))
+                if left_out := self._undo[-1].left_out:
+                    self._warnings.setdefault(left_out, False)
             self._loras = settings.lora
         return self.pipeline
+
+    def warnings(self) -> list[str]:
+        """What the user should know of the things that were put onto the model and was not told yet."""
+        new = [message for message, told in self._warnings.items() if not told]
+        self._warnings |= dict.fromkeys(new, True)
+        return new
 
     def _load(self, settings: GenerateSettings) -> SdPipeline:
         """The model with the VAE and the words that the settings name."""
@@ -151,7 +167,9 @@ class Workbench:
         controls = []
         for name, file, scale in zip(settings.controlnet, settings.control_image, scales, strict=True):
             if name not in self._controlnets:
-                self._controlnets[name] = load_controlnet(name, self.placement, self.pipeline.unet)
+                self._controlnets[name] = load_controlnet(
+                    name, self.placement, self.pipeline.unet, self.how.allow_pickle
+                )
             pixel_values = to_pixel_values(load_sized("--control-image", file, size)) / 2 + 0.5
             span = (settings.control_start, settings.control_end)
             controls.append(Control(self._controlnets[name], pixel_values, scale, *span))

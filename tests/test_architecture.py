@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent / "sdcli"
 # A module may import modules of lower rows only. A package counts as one module; inside it, imports are free.
 LEVELS = [
     {"errors", "components"},
+    {"pickles"},
     {"prompt_syntax", "files", "headers", "hub", "wildcards", "exif", "untrusted_json"},
     {"settings", "families"},
     {"models_file", "run_settings", "setting_types"},

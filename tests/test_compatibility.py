@@ -370,10 +370,16 @@ generators, to 2/255 in every pixel, in fp32; and it differs from the picture wi
 
 The refiner begins from a picture by its nature. Turbo, Lightning, LCM, Hyper and TCD models are these families with
 other settings: few steps, guidance 1, `--timestep-spacing trailing`, and for some `--sampler lcm` or `tcd`.
-`models.toml` has those of the Turbo, Lightning and LCM models that it names.
+`models.toml` has those of the Turbo, Lightning, LCM, Hyper and TCD models that it names, and the LoRAs that make some
+of them out of a base; `tests/test_few_steps.py` compares with stock.
 
 LoRAs are read in the layouts of kohya, PEFT, diffusers (old and new) and cloneofsimo, LoCon's convolutions included;
-learned words as `.safetensors`, and with `--allow-pickle` as `.pt` and `.bin`.
+learned words as `.safetensors`. With `--lenient` what fits of a LoRA is put on, and a warning tells how much does not.
+With `--allow-pickle` models, VAEs, LoRAs and words may also be `.ckpt`, `.pt` or `.bin`, which are read without running
+what is in them; `tests/test_pickles.py` compares with the same weights as safetensors.
+
+Weights may be fp32, fp16, bf16 or fp8 (e4m3 and e5m2, plain or with a scale for each weight or row as ComfyUI keeps
+them); `tests/test_precisions.py` compares with stock on what the numbers stand for.
 
 Any other model of diffusers that makes pictures from text (Stable Diffusion 3, Flux, PixArt, Sana, Qwen-Image,
 Z-Image …) runs by diffusers' own pipeline behind the same command; `tests/test_foreign.py` does so with Stable

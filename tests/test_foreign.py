@@ -182,6 +182,7 @@ def test_another_family_makes_stocks_picture_by_the_same_command(name, folders, 
         ("flux", ("--hires-scale", "2"), "--hires-scale does not go with FluxPipeline"),
         ("pixart", ("--save-steps", "a.png"), "--save-steps does not go with"),
         ("pixart", ("--schedule", "karras"), "--schedule does not go with PixArtAlphaPipeline"),
+        ("flux", ("--lenient",), "--lenient does not go with"),
     ],
 )
 def test_what_a_family_does_not_take_is_refused(name, flags, message, folders, tmp_path, monkeypatch, capsys):

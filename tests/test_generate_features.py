@@ -18,7 +18,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
-from families import write_folder, write_single_file
+from families import stock, write_folder, write_single_file
 from lora_files import as_kohya, matrices
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -32,6 +32,7 @@ from sdcli.images import load_image, read_text
 from sdcli.registry import find_loadable
 
 ROOT = Path(__file__).parent.parent
+SIZE = ("-W", "32", "-H", "32")
 QUICK = ("--steps", "3", "-s", "1", "-g", "3", "--device", "cpu", "--progress", "none")
 
 
@@ -60,7 +61,7 @@ def here(tmp_path, monkeypatch):
 def generate(model: Path, *arguments: object, output: str = "out.png") -> numpy.ndarray:
     """The picture of a command that succeeds, (H, W, 3) in [0, 1]."""
     assert run(["generate", "a red cat", "-m", str(model), *map(str, arguments), *QUICK, "-o", output]) == 0
-    return numpy.asarray(load_image(Path(output))) / 255
+    return numpy.asarray(load_image(Path(output.format(seed=1)))) / 255
 
 
 def refused(capsys, *arguments: object) -> str:
@@ -166,6 +167,28 @@ def test_any_scheduler_of_diffusers_may_be_the_sampler(kind, sd1):
     assert about["settings"]["sampler"] == f"diffusers.{kind.__name__}"
 
 
+def test_a_lora_that_fits_in_part_is_an_error_or_a_warning(sd1, capsys):
+    """The error says what to add; the warning says how many layers of how many were left out, once for all pictures."""
+    reference = StableDiffusionPipeline.from_pretrained(sd1, safety_checker=None)
+    tensors = as_kohya(matrices(reference), reference)
+    save_file(tensors, "whole.safetensors")
+    save_file({**tensors, "lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2)}, "mixed.safetensors")
+    count = len(matrices(reference))
+    assert f"fits {count} of {count + 1} layers" in refused(capsys, "-m", sd1, *SIZE, "--lora", "mixed.safetensors")
+    flags = ("--lenient", "-n", "2", *SIZE)
+    generate(sd1, *flags, "--lora", "mixed.safetensors", output="{seed}.png")
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"warning: mixed.safetensors: 1 of {count + 1} layers were left out: the model has no lora_unet_nowhere\n"
+    )
+    generate(sd1, *flags, "--lora", "whole.safetensors", output="whole-{seed}.png")
+    assert capsys.readouterr().err == ""
+    for seed in (1, 2):
+        made = (numpy.asarray(load_image(Path(f"{name}{seed}.png"))) for name in ("", "whole-"))
+        assert numpy.array_equal(*made)
+
+
 def test_a_preview_shows_the_colours_of_what_is_made(sd1, capsys):
     """By a projection that is fitted to the model's own VAE, or by a small VAE."""
     generate(sd1, "--preview", "preview.png", "-W", "32", "-H", "32")
@@ -260,7 +283,9 @@ def test_pickles_links_and_strangers_are_one_error(sd1, capsys):
     Path("model.ckpt").write_bytes(pickle.dumps({"state_dict": {}}))
     assert "is a pickle" in refused(capsys, "-m", "model.ckpt")
     Path("loop").symlink_to("loop")
-    assert "error: " in refused(capsys, "-m", "loop")
+    for flag in ("-m", "--vae"):
+        model = () if flag == "-m" else ("-m", sd1, *SIZE)
+        assert "loop is a link that leads nowhere" in refused(capsys, *model, flag, "loop")
     assert "owner/nothing is not in the hub's cache" in refused(capsys, "-m", "owner/nothing", "--offline")
     levels = {"block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
     network = ControlNetModel(cross_attention_dim=32, attention_head_dim=8, **levels)
@@ -270,6 +295,27 @@ def test_pickles_links_and_strangers_are_one_error(sd1, capsys):
     shutil.copytree(sd1, "copy")
     shutil.rmtree("copy/vae")
     assert "has no vae" in refused(capsys, "-m", "copy", "-W", "32", "-H", "32")
+
+
+def test_what_is_for_another_model_is_one_error(sd1, capsys):
+    """A LoRA of another family, embeddings of another width or for two text encoders, headers that lie."""
+    reference = stock("sdxl")
+    save_file(as_kohya(matrices(reference), reference), "xl.safetensors")
+    save_file({"<a>": torch.zeros(1, 99)}, "wide.safetensors")
+    save_file({"clip_l": torch.zeros(1, 64), "clip_g": torch.zeros(1, 64)}, "two.safetensors")
+    Path("lies.safetensors").write_bytes((10**9).to_bytes(8, "little") + b"{}" * 50)
+    for flag, file, says in (
+        ("--lora", "xl.safetensors", "fits 22 of 138 layers"),
+        ("--vae", "xl.safetensors", "is no VAE"),
+        ("--embedding", "wide.safetensors", "99 numbers wide, the text encoder's 64"),
+        ("--embedding", "two.safetensors", "vectors for text_encoder, text_encoder_2, the model has text_encoder"),
+        ("--lora", "lies.safetensors", "it says its header has 1000000000 bytes"),
+        ("--vae", "lies.safetensors", "it says its header has 1000000000 bytes"),
+        ("--embedding", "lies.safetensors", "it says its header has 1000000000 bytes"),
+    ):
+        assert says in refused(capsys, "-m", sd1, flag, file, *SIZE), (flag, file)
+    flags = ("--controlnet", "owner/nothing", "--control-image", "photo.png", "--offline")
+    assert "owner/nothing is not in the hub's cache" in refused(capsys, "-m", sd1, *flags, *SIZE)
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(60, marks=pytest.mark.slow)])

@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from sdcli import hub
+from sdcli.checkpoints import load_pipeline
+from sdcli.checkpoints.folder import ON_CPU
 from sdcli.errors import SdcliError
 from sdcli.hub import HubModel, cached, fetch, weights_to_fetch
 from sdcli.registry import find_loadable, find_model, load_registry
@@ -105,6 +110,35 @@ def test_what_a_hub_id_looks_like(name, expected):
     assert HubModel.parse(name) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hf:owner/tiny:a.safetensors", HubModel("owner/tiny", file="a.safetensors")),
+        ("hf:owner/tiny@v1.0:loras/a.safetensors", HubModel("owner/tiny", "v1.0", file="loras/a.safetensors")),
+        ("hf:owner/tiny", None),
+        ("hf:owner/tiny:../a.safetensors", None),
+        ("owner/tiny:a.safetensors", None),
+        ("a.safetensors", None),
+    ],
+)
+def test_what_a_file_of_the_hub_looks_like(name, expected):
+    assert HubModel.parse_file(name) == expected
+
+
+def test_a_model_and_its_lora_are_fetched_together(fake_hub, tiny_folder, tmp_path):
+    """Whichever of them is not there yet."""
+    fake_hub.folder = Path(shutil.copytree(tiny_folder, tmp_path / "repository"))
+    (fake_hub.folder / "fast.safetensors").write_bytes(b"beside the model, and no part of it")
+    path = tmp_path / "models.toml"
+    path.write_text('[models.fast]\nhub = "owner/tiny"\nlora = "hf:owner/tiny:fast.safetensors"\n')
+    assert not load_registry(path).models["fast"].on_disk
+    spec = find_loadable("fast", path)
+    assert spec.on_disk and spec.lora == spec.path / "fast.safetensors"
+    spec.lora.unlink()
+    assert not load_registry(path).models["fast"].on_disk
+    assert find_loadable("fast", path).on_disk
+
+
 def test_a_model_is_fetched_once_and_found_after(fake_hub, tiny_folder, monkeypatch):
     """Without pickles; the second time nothing is asked, and offline works too."""
     assert not find_model("owner/tiny").on_disk
@@ -183,6 +217,25 @@ def test_an_entry_may_name_a_model_or_a_file_of_the_hub(fake_hub, tmp_path):
     assert cached(HubModel("owner/tiny", file="model_index.json")).name == "model_index.json"
     with pytest.raises(SdcliError, match="owner/tiny on the hub has no other.safetensors"):
         fetch(HubModel("owner/tiny", file="other.safetensors"))
+
+
+def test_a_model_in_pickles_is_fetched_where_that_is_allowed(fake_hub, tiny_folder, tmp_path):
+    """A component that has nothing else; what has both comes as safetensors."""
+    fake_hub.folder = tmp_path / "repository"
+    shutil.copytree(tiny_folder, fake_hub.folder)
+    unet, vae = (fake_hub.folder / name / "diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
+    torch.save(load_file(unet), unet.with_suffix(".bin"))
+    unet.unlink()
+    vae.with_suffix(".bin").write_bytes(b"not to be fetched")
+    (unet.parent / "openvino_model.bin").write_bytes(b"neither")
+    with pytest.raises(SdcliError, match="has only a pickle of unet/diffusion_pytorch_model.bin") as caught:
+        find_loadable("owner/tiny")
+    assert "--allow-pickle" in caught.value.hint
+    spec = find_loadable("owner/tiny", allow_pickle=True)
+    assert [path.name for path in spec.path.rglob("*.bin")] == ["diffusion_pytorch_model.bin"]
+    assert load_pipeline(spec, ON_CPU).unet.config.in_channels == 4
+    with pytest.raises(SdcliError, match="is a pickle"):
+        load_pipeline(find_loadable("owner/tiny"), ON_CPU)
 
 
 def test_a_download_that_was_cut_off_does_not_count(fake_hub):

@@ -1,6 +1,7 @@
 """LoRAs of every layout and learned words make stock's picture; what does not fit says how much of it does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -19,6 +20,8 @@ from sdcli.checkpoints.folder import ON_CPU
 from sdcli.checkpoints.lora import Change, layers_of, simo_layers
 from sdcli.errors import SdcliError
 from sdcli.registry import find_model
+from sdcli.settings import GenerateSettings
+from sdcli.workbench import Workbench
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 PROMPT = "a photo of a red cat"
@@ -108,8 +111,58 @@ def test_a_lora_of_another_family_says_how_much_of_it_fits(folders, tmp_path):
     plain = ours(pipeline)
     with pytest.raises(SdcliError, match=r"xl.safetensors fits \d+ of \d+ layers: ") as caught:
         put_lora(pipeline, tmp_path / "xl.safetensors")
-    assert caught.value.hint == "it was trained for another model"
+    assert caught.value.hint.startswith("it was trained for another model")
     assert numpy.array_equal(ours(pipeline), plain)
+
+
+STRANGE = {
+    "lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2),
+    "lora_unet_nowhere.lora_down.weight": torch.zeros(2, 2),
+    "lora_unet_mid_block_resnets_0_conv1.hada_w1_a": torch.zeros(2, 2),
+    "lora_unet_mid_block_resnets_0_conv1.hada_w1_b": torch.zeros(2, 2),
+}
+
+
+@pytest.mark.parametrize("layout", ["peft", "kohya"])
+def test_what_fits_of_a_lora_is_taken_where_that_is_wanted(layout, folders, tmp_path):
+    """The layers that fit make the picture that they make alone; the others are counted."""
+    reference = fresh_stock(folders["sd1"])
+    fitting = LAYOUTS[layout](matrices(reference), reference)
+    save_file(fitting, tmp_path / "fitting.safetensors")
+    save_file(fitting | STRANGE, tmp_path / "mixed.safetensors")
+    save_file(STRANGE, tmp_path / "strange.safetensors")
+    pipeline = load_pipeline(find_model(str(folders["sd1"])), ON_CPU)
+    undo = put_lora(pipeline, tmp_path / "fitting.safetensors", lenient=True)
+    expected = ours(pipeline)
+    assert undo.left_out == ""
+    undo()
+    with pytest.raises(SdcliError, match="has keys of no LoRA") as caught:
+        put_lora(pipeline, tmp_path / "mixed.safetensors")
+    assert "--lenient" in caught.value.hint
+    undo = put_lora(pipeline, tmp_path / "mixed.safetensors", lenient=True)
+    count = len(matrices(reference))
+    assert (
+        f"mixed.safetensors: 2 of {count + 2} layers were left out: the model has no lora_unet_nowhere" in undo.left_out
+    )
+    assert numpy.array_equal(ours(pipeline), expected)
+    with pytest.raises(SdcliError, match="fits 0 of 2 layers") as caught:
+        put_lora(pipeline, tmp_path / "strange.safetensors", lenient=True)
+    assert "--lenient" not in caught.value.hint
+
+
+def test_each_lora_is_warned_of_once(folders, tmp_path):
+    """However often it is put onto the model and taken off again."""
+    reference = fresh_stock(folders["sd1"])
+    file = tmp_path / "mixed.safetensors"
+    save_file(as_kohya(matrices(reference), reference) | STRANGE, file)
+    bench = Workbench(find_model(str(folders["sd1"])), ON_CPU, lenient=True)
+    common = {"prompt": PROMPT, "model": "sd1", "seed": 1, "width": 32, "height": 32}
+    plain = GenerateSettings(**common, num_inference_steps=3, guidance_scale=5.0)
+    told = []
+    for settings in (replace(plain, lora=(str(file),)), plain, replace(plain, lora=(str(file),))):
+        bench.ready(settings)
+        told += bench.warnings()
+    assert len(told) == 1 and "mixed.safetensors: 2 of" in told[0]
 
 
 @pytest.mark.parametrize(

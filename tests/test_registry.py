@@ -39,6 +39,38 @@ def test_the_shipped_file_parses_and_its_default_is_in_it():
         assert spec.hub is not None or spec.path.is_absolute()
 
 
+@pytest.mark.parametrize("base", ["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("name", "steps", "sampler", "eta", "spacing"),
+    [
+        ("lcm-{}", 4, "lcm", 0.0, None),
+        ("tcd-{}", 4, "tcd", 0.3, None),
+        ("hyper-{}", 4, "ddim", 0.0, "trailing"),
+        ("hyper-{}-1step", 1, "tcd", 1.0, None),
+    ],
+)
+def test_models_of_few_steps_are_their_base_and_a_lora(name, steps, sampler, eta, spacing, base):
+    """With the steps, the sampler and the noise that their authors' cards say; guidance is off."""
+    models = registry.read_models_file(shipped_models_file()).models
+    spec = models[name.format(base)]
+    assert (spec.hub, spec.defaults.width) == (models[base].hub, models[base].defaults.width)
+    assert spec.lora_hub.file.endswith(".safetensors") and spec.lora_hub.repo.count("/") == 1
+    defaults = spec.defaults
+    assert (defaults.num_inference_steps, defaults.guidance_scale) == (steps, 1.0)
+    assert (defaults.sampler, defaults.eta, defaults.timestep_spacing) == (sampler, eta, spacing)
+
+
+def test_a_model_whose_lora_is_missing_is_not_on_disk(empty_home, tiny_folder):
+    """It is told apart from a model that is missing itself."""
+    text = f'[models.a]\npath = "{tiny_folder}"\nlora = "fast.safetensors"\n'
+    path = write(empty_home / "mine.toml", text)
+    assert find_model("a", path).lora == empty_home / "fast.safetensors" and not find_model("a", path).on_disk
+    with pytest.raises(SdcliError, match="the LoRA of model a is not on disk: .*mine.toml says .*fast.safetensors"):
+        find_loadable("a", path)
+    write(empty_home / "fast.safetensors", "anything")
+    assert find_loadable("a", path).on_disk
+
+
 def test_without_a_name_it_is_the_default():
     """The built-in model, with its own size and steps."""
     spec = find_model()
@@ -76,6 +108,9 @@ def test_paths_are_relative_to_their_file(empty_home):
         (entry("a") + 'steps = "20"', 4, "steps must be a number, got '20'", "number"),
         (entry("a") + "steps = true", 4, "steps must be a number, got True", "number"),
         (entry("a") + "licence = 3", 4, "licence must be a text in quotes, got 3", "text"),
+        (entry("a") + "eta = 1.5", 4, "eta must be from 0 to 1, got 1.5", "try eta 0"),
+        (entry("a") + 'lora = "hf:owner/name"', 4, "lora must be a file, got 'hf:owner/name'", "hf:OWNER/NAME:FILE"),
+        (entry("a") + "lora = 3", 4, "lora must be a text in quotes, got 3", "text"),
         (entry("a") + 'sampler = "eular"', 4, "sampler knows no 'eular'", "did you mean euler"),
         ("# words\n[model.a]\npath = '.'\n", 2, "unknown key 'model'", "did you mean models"),
         ("\n[models.a]\nwidth = 64\n", 2, "a needs one of path, builtin and hub", "path"),

@@ -34,7 +34,7 @@ def check_pictures(pictures: Sequence[Picture], model: ModelSpec, how: RunSettin
         check_foreign(pictures, model, how)
         return {}
     schedulers = check_schedulers(pictures, model)
-    if inpaints(model.path) and any(picture.settings.mask is None for picture in pictures):
+    if inpaints(model.path, model.allow_pickle) and any(picture.settings.mask is None for picture in pictures):
         hint = "add --init-image FILE --mask FILE, or take the plain model of the family"
         raise SdcliError(f"{model.name} is for inpainting, and needs a picture and a mask", hint=hint)
     return schedulers
@@ -72,7 +72,7 @@ def check_schedulers(pictures: Iterable[Picture], model: ModelSpec) -> Scheduler
     Raises:
         SdcliError: a sampler does not take the schedule, the number of steps, eta, or this model.
     """
-    config = load_component(model.path, "scheduler").config
+    config = load_component(model.path, "scheduler", allow_pickle=model.allow_pickle).config
     schedulers: Schedulers = {}
     every = {
         (scheduler_choice(each.settings), each.settings.num_inference_steps, each.settings.eta) for each in pictures

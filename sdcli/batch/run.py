@@ -148,6 +148,8 @@ class Run:
         hint = "try --precision fp16 or bf16, or a smaller model"
         with explain_out_of_memory(f"while loading {self.part.model.name}", hint):
             easel = self.bench.easel(settings)
+        for message in self.bench.warnings():
+            self.report(Warned(message))
         self.part.keys.fingerprints(settings)  # hashed beside the work
         if self.part.schedulers:
             easel.pipeline.scheduler = self.part.schedulers[scheduler_choice(settings)]

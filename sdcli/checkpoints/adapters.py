@@ -66,7 +66,9 @@ def write_lora(
         write_text(beside / ADAPTER, json.dumps({"model": model, "kind": "lora", "alpha": alpha}, indent=2) + "\n")
 
 
-def put_lora(pipeline: SdPipeline, path: Path, share: float = 1.0, allow_pickle: bool = False) -> "Undo":
+def put_lora(
+    pipeline: SdPipeline, path: Path, share: float = 1.0, allow_pickle: bool = False, lenient: bool = False
+) -> "Undo":
     """Add a LoRA to the weights of the layers that it is for.
 
     Args:
@@ -74,17 +76,18 @@ def put_lora(pipeline: SdPipeline, path: Path, share: float = 1.0, allow_pickle:
         path: of the LoRA, in any layout.
         share: how much of it counts; 1 is all.
         allow_pickle: see `read_any`.
+        lenient: leave out what does not fit, where something does.
 
     Returns:
-        What takes it off again.
+        What takes it off again, and tells what was left out.
 
     Raises:
         SdcliError: the file is bad, or does not fit the model in every layer.
     """
     networks = {name: getattr(pipeline, name) for name in COMPONENTS if getattr(pipeline, name, None) is not None}
     layers = layers_of(networks)
-    lora = read_lora(path, layers, pipeline.unet.config, allow_pickle)
-    undo = Undo()
+    lora = read_lora(path, layers, pipeline.unet.config, allow_pickle, lenient)
+    undo = Undo(left_out=lora.left_out)
     for name, change in lora.changes.items():
         parameter = layers[name].weight
         undo.before.append((parameter, parameter.data))
@@ -95,9 +98,15 @@ def put_lora(pipeline: SdPipeline, path: Path, share: float = 1.0, allow_pickle:
 
 @dataclass
 class Undo:
-    """What takes changes of weights back; the last first, where there are several."""
+    """What takes changes of weights back; the last first, where there are several.
+
+    Args:
+        before: parameters and what they were.
+        left_out: a sentence on what of the changes was not made; empty where nothing was left out.
+    """
 
     before: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
+    left_out: str = ""
 
     def __call__(self) -> None:
         """Put the weights back, to the bit."""

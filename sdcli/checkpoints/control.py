@@ -1,9 +1,12 @@
 """ControlNets from disk: stock's own network, which stands beside our UNet."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 from torch import nn
 
+from sdcli import pickles
+from sdcli.checkpoints.weights import weight_file
 from sdcli.components.unet import UNet
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
@@ -14,13 +17,14 @@ from sdcli.registry import read_config
 ALIKE = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
 
 
-def load_controlnet(name: str, placement: Placement, unet: UNet) -> nn.Module:
+def load_controlnet(name: str, placement: Placement, unet: UNet, allow_pickle: bool = False) -> nn.Module:
     """A ControlNet.
 
     Args:
         name: a folder with its config.json, or OWNER/NAME of the hub.
         placement: device and dtype.
         unet: that it is for.
+        allow_pickle: read weights that are no safetensors, by `weights_only`.
 
     Raises:
         SdcliError: there is none, it is bad, or it is for another family of models.
@@ -37,9 +41,14 @@ def load_controlnet(name: str, placement: Placement, unet: UNet) -> nn.Module:
         if config.get(key, ours) != ours:
             differ = f"its {key} is {config[key]}, the model's {ours}"
             raise SdcliError(f"{name} is for another family of models: {differ}", hint="name one for this model")
+    weights = weight_file(folder)
+    pickled = ".safetensors" not in weights.name
+    if pickled and not allow_pickle:
+        raise SdcliError(f"{weights} is a pickle, not safetensors", hint=pickles.ALLOW)
+    how = {"use_safetensors": not pickled, "variant": "fp16" if ".fp16." in weights.name else None}
     try:
-        network = ControlNetModel.from_pretrained(folder, torch_dtype=placement.dtype, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        network = ControlNetModel.from_pretrained(folder, torch_dtype=placement.dtype, local_files_only=True, **how)
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise SdcliError(f"{name} does not load: {str(error).splitlines()[0]}", hint=COPIED_IN_PART) from error
     return network.to(placement.device).eval().requires_grad_(False)
 

@@ -15,29 +15,31 @@ from sdcli.checkpoints.saving import save_components
 from sdcli.checkpoints.single_file import PREDICTION, PREDICTIONS, original_tensors
 from sdcli.checkpoints.writing import to_dtype, write_tensors
 from sdcli.components.unet_config import per_level
-from sdcli.device import DTYPES
+from sdcli.device import DTYPES, Placement
 from sdcli.errors import SdcliError
 from sdcli.families import REFINER, SD1, SD2, SDXL, Family
 
 FILE = ".safetensors"
+AS_SAVED = Placement(torch.device("cpu"), None, "no")
 AS_FOLDER = "keep it as a folder, which tells everything"
 # Settings without an effect on pictures, or that the family says.
 UNTOLD = {"sample_size", "force_upcast", "upcast_attention", "eos_token_id", "bos_token_id", "pad_token_id"}
 
 
-def convert(source: Path, target: Path, precision: str = "auto") -> None:
+def convert(source: Path, target: Path, precision: str = "auto", allow_pickle: bool = False) -> None:
     """Write a model in the layout that the target's name says.
 
     Args:
         source: folder or file.
         target: a name that ends in .safetensors is a single file, any other a folder.
         precision: of the weights; auto keeps each one's own.
+        allow_pickle: read weights that are no safetensors, by `weights_only`.
 
     Raises:
         SdcliError: the model is bad, is of no family that has a single file, or cannot be written.
     """
     dtype = DTYPES.get(precision)
-    components = load_components(source)
+    components = load_components(source, AS_SAVED, allow_pickle)
     if target.suffix != FILE:
         save_components(components, target, dtype)
         return

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sdcli.checkpoints import stock
-from sdcli.checkpoints.adapters import apply_adapters
+from sdcli.checkpoints.adapters import apply_adapters, put_lora
 from sdcli.checkpoints.parts import CLASSES, check_fit, class_names, has, needed_components, require_component
+from sdcli.checkpoints.quantized import restored
 from sdcli.checkpoints.single_file import open_file, read_vae
 from sdcli.checkpoints.tokenizers import load_tokenizer
 from sdcli.checkpoints.weights import assign, read_json, read_tensors, read_weights
@@ -37,7 +38,7 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
     Raises:
         SdcliError: it is no text-to-image model, lacks a component, or a file of it is bad.
     """
-    index = read_index(model.path)
+    index = read_index(model.path, model.allow_pickle)
     kind = index.get("_class_name")
     if kind not in stock.PIPELINES:
         raise SdcliError(
@@ -54,15 +55,18 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
     placements = dict.fromkeys(names, placement)
     if "tokenizer_2" in names and placement.dtype == torch.float16:
         placements["vae"] = replace(placement, dtype=torch.float32)  # SDXL's overflows in fp16; stock upcasts it too
-    components |= {name: load_component(model.path, name, placements[name]) for name in names}
+    for name in names:
+        components[name] = load_component(model.path, name, placements[name], model.allow_pickle)
     if model.vae is not None:
-        components["vae"] = load_vae(model.vae, placements.get("vae", placement), model.path)
+        components["vae"] = load_vae(model.vae, placements.get("vae", placement), model)
     check_fit(components, model.path)
-    components["scheduler"] = load_scheduler(model.path, scheduler_changes(model.defaults))
+    components["scheduler"] = load_scheduler(model.path, scheduler_changes(model.defaults), model.allow_pickle)
     zeros = bool(index.get("force_zeros_for_empty_prompt", "tokenizer_2" in names))
     pipeline = SdPipeline(**components, force_zeros_for_empty_prompt=zeros and "tokenizer_2" in names)
     pipeline.defaults = model.defaults
     pipeline.class_names = class_names(index)
+    if model.lora is not None:
+        put_lora(pipeline, model.lora, allow_pickle=model.allow_pickle)
     if model.adapter is not None:
         apply_adapters(pipeline, model.adapter)
     return pipeline
@@ -79,22 +83,22 @@ def scheduler_changes(settings: GenerationDefaults | GenerateSettings) -> dict[s
     return {name: value for name, value in named.items() if value is not None}
 
 
-def load_components(folder: Path, placement: Placement = ON_CPU) -> dict[str, Any]:
+def load_components(folder: Path, placement: Placement = ON_CPU, allow_pickle: bool = False) -> dict[str, Any]:
     """Every component that a model folder has, by name, `image_encoder` and `clip_head` included.
 
     Raises:
         SdcliError: it is no model folder, or a file of it is bad.
     """
     folder = Path(folder)
-    index = read_index(folder)
+    index = read_index(folder, allow_pickle)
     names = [name for name in (*stock.EVERY_COMPONENT, "image_encoder") if has(index, name)]
-    components = {name: load_component(folder, name, placement) for name in names}
+    components = {name: load_component(folder, name, placement, allow_pickle) for name in names}
     if (folder / CLIP_HEAD).is_dir():
         components[CLIP_HEAD] = load_clip_head(folder, placement)
     return components
 
 
-def load_component(folder: Path, name: str, placement: Placement = ON_CPU) -> Any:
+def load_component(folder: Path, name: str, placement: Placement = ON_CPU, allow_pickle: bool = False) -> Any:
     """One component of a model folder: a network of ours, in evaluation mode, or its scheduler or tokenizer.
 
     Networks are built without memory and given their weights from the file: those that stay on the CPU in the dtype
@@ -104,13 +108,14 @@ def load_component(folder: Path, name: str, placement: Placement = ON_CPU) -> An
         folder: holds model_index.json; or a single file.
         name: of the component: vae, text_encoder, tokenizer, unet, scheduler, image_encoder …
         placement: device and dtype of a network; the CPU in fp32 if not given.
+        allow_pickle: read weights that are no safetensors, by `weights_only`.
 
     Raises:
         SdcliError: it is no model folder, has no such component, or a file of it is bad.
     """
     folder = Path(folder)
     if folder.is_file():
-        file = open_file(folder)
+        file = open_file(folder, allow_pickle)
         require_component(file.index(), folder, name)
         return file.load(name, placement)
     index = read_index(folder)
@@ -120,34 +125,39 @@ def load_component(folder: Path, name: str, placement: Placement = ON_CPU) -> An
         return load_scheduler(folder)
     if class_name in stock.TOKENIZERS:
         return load_tokenizer(folder / name)
-    return load_network(folder / name, stock.named(library, class_name, f"{folder / INDEX}: {name}"), placement)
+    kind = stock.named(library, class_name, f"{folder / INDEX}: {name}")
+    return load_network(folder / name, kind, placement, allow_pickle)
 
 
-def load_network(folder: Path, kind: stock.StockClass, placement: Placement = ON_CPU) -> nn.Module:
+def load_network(
+    folder: Path, kind: stock.StockClass, placement: Placement = ON_CPU, allow_pickle: bool = False
+) -> nn.Module:
     """A network from its own folder, which holds config.json and the weights.
 
     Raises:
         SdcliError: a file is missing or bad, or they do not belong together.
     """
     component = stock.build(kind, read_json(folder / "config.json"), folder / "config.json")
-    tensors, source = read_weights(folder)
+    tensors, source = read_weights(folder, allow_pickle)
+    tensors = restored(tensors, source, placement.dtype)
     assign(component, stock.to_our_keys(kind, tensors), source, placement)
     return component.eval()
 
 
-def load_scheduler(model: Path, changes: Mapping[str, str] | None = None) -> Scheduler:
+def load_scheduler(model: Path, changes: Mapping[str, str] | None = None, allow_pickle: bool = False) -> Scheduler:
     """The scheduler of a model folder, from its stock scheduler_config.json, or of a single file.
 
     Args:
         model: folder or file.
         changes: arguments of `Scheduler.from_config` to use instead of the file's; see `scheduler_changes`.
+        allow_pickle: whether the single file may be one.
 
     Raises:
         SdcliError: the file is missing or bad, of a class that we have no sampler for, or does not go with the choices.
     """
     path = Path(model)
     if path.is_file():
-        config = open_file(path).config("scheduler")
+        config = open_file(path, allow_pickle).config("scheduler")
     else:
         path = path / "scheduler" / "scheduler_config.json"
         config = read_json(path)
@@ -158,30 +168,29 @@ def load_scheduler(model: Path, changes: Mapping[str, str] | None = None) -> Sch
         raise SdcliError(f"{path}: {error}", hint=hint) from error
 
 
-def load_vae(path: Path, placement: Placement, model: Path) -> nn.Module:
+def load_vae(path: Path, placement: Placement, model: ModelSpec) -> nn.Module:
     """A VAE by itself: a folder with its config.json, a model, or a file in either layout.
 
     Args:
         path: of the folder or file.
         placement: of the network.
-        model: what it is used with; whose scaling factor counts where the file says none.
+        model: what it is used with; whose scaling factor counts where the file says none, and whose permission.
 
     Raises:
         SdcliError: there is none, or it is bad.
     """
     if path.is_dir():
         if (path / INDEX).is_file():
-            return load_component(path, "vae", placement)
-        return load_network(path, stock.named("diffusers", "AutoencoderKL", path), placement)
-    factor = load_scaling_factor(model)
-    return read_vae(path, placement, factor)
+            return load_component(path, "vae", placement, model.allow_pickle)
+        return load_network(path, stock.named("diffusers", "AutoencoderKL", path), placement, model.allow_pickle)
+    return read_vae(path, placement, load_scaling_factor(model), model.allow_pickle)
 
 
-def load_scaling_factor(model: Path) -> float:
+def load_scaling_factor(model: ModelSpec) -> float:
     """What a model multiplies latents by."""
-    if model.is_file():
-        return open_file(model).family.scaling_factor
-    return float(read_json(model / "vae" / "config.json").get("scaling_factor", 0.18215))
+    if model.path.is_file():
+        return open_file(model.path, model.allow_pickle).family.scaling_factor
+    return float(read_json(model.path / "vae" / "config.json").get("scaling_factor", 0.18215))
 
 
 def load_clip_head(folder: Path, placement: Placement = ON_CPU) -> dict[str, Tensor]:
@@ -199,7 +208,7 @@ def load_clip_head(folder: Path, placement: Placement = ON_CPU) -> dict[str, Ten
     return {key: tensor.to(placement.device, placement.dtype) for key, tensor in tensors.items()}
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """The model_index.json of a folder.
 
     Raises:
@@ -207,7 +216,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if folder.is_file():
-        return open_file(folder).index()
+        return open_file(folder, allow_pickle).index()
     if not folder.is_dir():
         raise SdcliError(f"there is no folder {folder}", hint="a model is a folder with model_index.json in it")
     if not (folder / INDEX).is_file():

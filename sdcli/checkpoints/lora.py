@@ -17,6 +17,7 @@ from sdcli.checkpoints.weights import read_any, some
 from sdcli.errors import SdcliError
 
 OTHER_MODEL = "it was trained for another model"
+LENIENT = "--lenient takes what fits of it"
 TEXT_MODEL = "text_model."
 DORA = ".dora_scale"
 # What ends a key, and which matrix that is, in kohya's, PEFT's and diffusers' spelling.
@@ -87,16 +88,19 @@ class Change:
 
 @dataclass
 class Lora:
-    """The changes of a file, by layer."""
+    """The changes of a file, by layer, and a sentence on what of it was left out; empty where nothing was."""
 
     path: Path
     changes: dict[str, Change] = field(default_factory=dict)
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.changes)
 
 
-def read_lora(path: Path, layers: Mapping[str, nn.Module], unet: Config, allow_pickle: bool = False) -> Lora:
+def read_lora(
+    path: Path, layers: Mapping[str, nn.Module], unet: Config, allow_pickle: bool = False, lenient: bool = False
+) -> Lora:
     """Read a LoRA for a model.
 
     Args:
@@ -104,6 +108,7 @@ def read_lora(path: Path, layers: Mapping[str, nn.Module], unet: Config, allow_p
         layers: of the model, as `layers_of` gives them.
         unet: its configuration, which tells the names that the original layout has for its layers.
         allow_pickle: read a file that is no safetensors, by `weights_only`.
+        lenient: leave out what does not fit, where something does.
 
     Raises:
         SdcliError: the file is bad, is no LoRA, or does not fit the model; how many of its layers do is told.
@@ -112,10 +117,9 @@ def read_lora(path: Path, layers: Mapping[str, nn.Module], unet: Config, allow_p
     if any(SIMO_KEY.fullmatch(key) for key in tensors):
         lora = Lora(path, simo_changes(tensors, layers, path))
     else:
-        lora = Lora(path, named_changes(tensors, layers, unet, path))
+        lora = Lora(path, named_changes(tensors, spellings(layers, unet), path, lenient))
     fill_alphas(lora, metadata)
-    check(lora, layers)
-    return lora
+    return checked(lora, layers, lenient)
 
 
 def layers_of(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -134,10 +138,13 @@ def layers_of(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def named_changes(
-    tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], unet: Config, path: Path
+    tensors: Mapping[str, Tensor], spelled: Mapping[str, str], path: Path, lenient: bool = False
 ) -> dict[str, Change]:
-    """Changes of a file whose keys name layers."""
-    spelled = spellings(layers, unet)
+    """Changes of a file whose keys name layers; where that is wanted, layers of another kind as empty changes.
+
+    Raises:
+        SdcliError: the file is no LoRA, or not throughout.
+    """
     changes: dict[str, Change] = {}
     strange = []
     for key, tensor in tensors.items():
@@ -152,10 +159,10 @@ def named_changes(
         raise SdcliError(
             f"{path} is no LoRA: it has {some(sorted(tensors) or ['nothing'])}", hint="is it the right file?"
         )
-    if strange:
-        hint = "it is of a kind other than LoRA and LoCon, such as LoHa or LoKr"
+    if strange and not lenient:
+        hint = f"it is of a kind other than LoRA and LoCon, such as LoHa or LoKr; {LENIENT}"
         raise SdcliError(f"{path} has keys of no LoRA: {some(sorted(strange))}", hint=hint)
-    return changes
+    return changes | {layer_of(key.rpartition(".")[0], spelled): Change() for key in strange}
 
 
 def spellings(layers: Mapping[str, nn.Module], unet: Config) -> dict[str, str]:
@@ -261,16 +268,20 @@ def fill_alphas(lora: Lora, metadata: Mapping[str, str]) -> None:
             change.alpha = float(about[f"{component}.lora_alpha"] if alpha is None else alpha)
 
 
-def check(lora: Lora, layers: Mapping[str, nn.Module]) -> None:
-    """See that every change has its layer.
+def checked(lora: Lora, layers: Mapping[str, nn.Module], lenient: bool = False) -> Lora:
+    """A LoRA of which every change has its layer; those that have none are left out where that is wanted.
 
     Raises:
-        SdcliError: one has none, or another shape; how many fit is told.
+        SdcliError: one has none, or another shape, or all have none; how many fit is told.
     """
     known = {name: change for name, change in lora.changes.items() if name in layers}
-    fitting = {name for name, change in known.items() if fits(change, layers[name].weight)}
+    fitting = {name: change for name, change in known.items() if fits(change, layers[name].weight)}
     if len(fitting) == len(lora):
-        return
+        return lora
     first = next(name for name in lora.changes if name not in fitting)
     what = f"{first} has another shape" if first in layers else f"the model has no {first}"
-    raise SdcliError(f"{lora.path} fits {len(fitting)} of {len(lora)} layers: {what}", hint=OTHER_MODEL)
+    if lenient and fitting:
+        left_out = f"{lora.path}: {len(lora) - len(fitting)} of {len(lora)} layers were left out: {what}"
+        return Lora(lora.path, fitting, left_out)
+    hint = f"{OTHER_MODEL}; {LENIENT}" if fitting else OTHER_MODEL
+    raise SdcliError(f"{lora.path} fits {len(fitting)} of {len(lora)} layers: {what}", hint=hint)

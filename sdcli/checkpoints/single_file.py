@@ -22,6 +22,7 @@ from sdcli.checkpoints.original import (
     unet_place,
     vae_place,
 )
+from sdcli.checkpoints.quantized import restored
 from sdcli.checkpoints.tokenizers import clip_tokenizer
 from sdcli.checkpoints.weights import assign, read_tensors, some
 from sdcli.components.scheduler import Scheduler
@@ -38,13 +39,17 @@ TOWER = "text_model."  # in front of the keys of a text encoder with a projectio
 class SingleFile:
     """A model in one file.
 
+    Args:
+        path: of the file.
+        allow_pickle: whether it may be a pickle.
+
     Raises:
         SdcliError: the file is bad, or holds something else.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        header = read_header(path)
+    def __init__(self, path: Path, allow_pickle: bool = False):
+        self.path, self.allow_pickle = path, allow_pickle
+        header = read_header(path, allow_pickle)
         self.shapes: Shapes = header.shapes
         self.metadata = header.metadata
         self.family: Family = families.family_of(self.shapes, path)
@@ -52,7 +57,7 @@ class SingleFile:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, mapped from the disk and not yet read."""
-        return read_tensors(self.path)
+        return read_tensors(self.path, self.allow_pickle)
 
     def index(self) -> dict[str, Any]:
         """What a model_index.json would say."""
@@ -127,7 +132,9 @@ class SingleFile:
         prefix, place_of, dropped = self._layout(name)
         component = stock.build(kind, self.config(name), self.path)
         keys = {key.removeprefix(TOWER): key for key in component.state_dict()}
-        found, unused = from_original(list(keys), self.tensors, prefix, place_of, component.config)
+        own = {key: tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
+        own = restored(own, self.path, placement.dtype)
+        found, unused = from_original(list(keys), own, prefix, place_of, component.config)
         unused = [key for key in unused if not key.startswith(dropped) and not key.endswith(families.IGNORED_ENDS)]
         unused = [key for key in unused if not key.startswith(families.IGNORED) and not is_bookkeeping(key, kind)]
         if unused:
@@ -151,38 +158,40 @@ class SingleFile:
 
 
 @lru_cache(maxsize=1)
-def opened(path: Path, state: tuple[int, int]) -> SingleFile:
+def opened(path: Path, state: tuple[int, int], allow_pickle: bool) -> SingleFile:
     """A file that was opened before, unless it has changed since."""
-    return SingleFile(path)
+    return SingleFile(path, allow_pickle)
 
 
-def open_file(path: Path) -> SingleFile:
+def open_file(path: Path, allow_pickle: bool = False) -> SingleFile:
     """A model in one file; the last one stays open, so that its header is not read for each component.
 
     Raises:
         SdcliError: as for `SingleFile`.
     """
     about = path.stat()
-    return opened(path, (about.st_size, about.st_mtime_ns))
+    return opened(path, (about.st_size, about.st_mtime_ns), allow_pickle)
 
 
-def read_vae(path: Path, placement: Placement, scaling_factor: float) -> nn.Module:
+def read_vae(path: Path, placement: Placement, scaling_factor: float, allow_pickle: bool = False) -> nn.Module:
     """A VAE in a file by itself, in the original layout or diffusers', with or without a prefix.
 
     Args:
         path: of the file.
         placement: of the network.
         scaling_factor: of latents; no such file says it.
+        allow_pickle: whether it may be a pickle.
 
     Raises:
         SdcliError: the file is bad, or holds something else.
     """
-    shapes, kind = read_header(path).shapes, stock.named("diffusers", "AutoencoderKL", path)
+    shapes, kind = read_header(path, allow_pickle).shapes, stock.named("diffusers", "AutoencoderKL", path)
+    tensors = restored(read_tensors(path, allow_pickle), path, placement.dtype)
     if "decoder.up_blocks.0.resnets.0.conv1.weight" in shapes:
         with families.understood(path):
             config = families.stock_vae_config(shapes) | {"scaling_factor": scaling_factor}
         component = stock.build(kind, config, path)
-        assign(component, stock.to_our_keys(kind, read_tensors(path)), path, placement)
+        assign(component, stock.to_our_keys(kind, tensors), path, placement)
         return component.eval()
     prefix = families.VAE if families.has_any(shapes, families.VAE) else ""
     if f"{prefix}decoder.conv_in.weight" not in shapes:
@@ -190,7 +199,6 @@ def read_vae(path: Path, placement: Placement, scaling_factor: float) -> nn.Modu
     with families.understood(path):
         config = families.vae_config(shapes, prefix=prefix) | {"scaling_factor": scaling_factor}
     component = stock.build(kind, config, path)
-    tensors = read_tensors(path)
     found, unused = from_original(list(component.state_dict()), tensors, prefix, vae_place, config)
     unused = [key for key in unused if not key.startswith(("loss.", *families.IGNORED, families.UNET))]
     if unused and prefix == "":

@@ -2,29 +2,32 @@
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from sdcli import pickles
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
-from sdcli.headers import CONVERT, COPIED_IN_PART, FETCH_AGAIN, PICKLES, check_start
+from sdcli.headers import COPIED_IN_PART, FETCH_AGAIN, check_start
 
-STEMS = ("diffusion_pytorch_model", "model")  # how diffusers and transformers name a component's weights
+# How diffusers and transformers name a component's weights, now and in the time of pickles.
+STEMS = {".safetensors": ("diffusion_pytorch_model", "model"), ".bin": ("diffusion_pytorch_model", "pytorch_model")}
+NOT_WEIGHED = ("safety_checker", "feature_extractor")  # folders of a model whose pickles nothing here reads
 TRAINING = "sdcli.training"  # entry of a weights file's metadata that says how it was made
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, mapped from the disk and not yet read.
+def read_tensors(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, or of a pickle where that is allowed, mapped from the disk and not yet read.
 
     Raises:
         SdcliError: the file is missing, empty, cut off, damaged or a pickle.
     """
+    if pickles.is_pickle(path):
+        return pickles.read_tensors(path, allow_pickle)
     with open_weights(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}
 
@@ -65,20 +68,19 @@ def training_of(path: Path) -> dict[str, Any] | None:
 def weight_file(folder: Path) -> Path:
     """The file in a component's folder that holds its weights, or that lists the files which do.
 
-    The full-precision file is taken where there is one, else the `fp16` variant.
+    The full-precision file is taken where there is one, else the `fp16` variant; a pickle only where there is nothing
+    else, and whether it may be read is another question.
 
     Raises:
-        SdcliError: there is none, or only a pickle.
+        SdcliError: there is none.
     """
-    for variant in ("", ".fp16"):
-        for stem in STEMS:
-            for name in (f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"):
-                if (folder / name).is_file():
-                    return folder / name
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
-    if pickles:
-        raise SdcliError(f"{folder} has its weights only as {pickles[0]}, a pickle", hint=CONVERT)
-    looked_for = " nor ".join(f"{stem}.safetensors" for stem in STEMS)
+    for ending, stems in STEMS.items():
+        for variant in ("", ".fp16"):
+            for stem in stems:
+                for name in (f"{stem}{variant}{ending}", f"{stem}{ending}.index{variant}.json"):
+                    if (folder / name).is_file():
+                        return folder / name
+    looked_for = " nor ".join(f"{stem}.safetensors" for stem in STEMS[".safetensors"])
     raise SdcliError(f"{folder} has no weights: neither {looked_for} is there", hint=COPIED_IN_PART)
 
 
@@ -99,7 +101,7 @@ def shards(index: Path) -> dict[str, list[str]]:
     return keys_of
 
 
-def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
+def read_weights(folder: Path, allow_pickle: bool = False) -> tuple[dict[str, Tensor], Path]:
     """All tensors of a component's folder, and the file that an error should name.
 
     Raises:
@@ -107,10 +109,10 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     """
     path = weight_file(folder)
     if path.suffix != ".json":
-        return read_tensors(path), path
+        return read_tensors(path, allow_pickle), path
     tensors = {}
     for name, keys in shards(path).items():
-        shard = read_tensors(folder / name)
+        shard = read_tensors(folder / name, allow_pickle)
         absent = [key for key in keys if key not in shard]
         if absent:
             lacks = f"{folder / name} lacks {some(absent)}, which {path.name} says it holds"
@@ -183,10 +185,11 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a model folder is loaded from, by component and name."""
+    """The files of weights that a model folder is loaded from, by component and name."""
     files = []
     for component in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
-        if not any(component.glob("*.safetensors")):
+        endings = (".safetensors",) if component.name in NOT_WEIGHED else (*STEMS,)
+        if not any(path.suffix in endings for path in component.iterdir()):
             continue
         path = weight_file(component)
         files += [path] if path.suffix != ".json" else [component / name for name in sorted(shards(path))]
@@ -217,20 +220,7 @@ def read_any(path: Path, allow_pickle: bool = False) -> tuple[dict[str, Any], di
     Raises:
         SdcliError: the file is missing, bad, or a pickle.
     """
-    if path.suffix not in PICKLES:
-        with open_weights(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    if not allow_pickle:
-        raise SdcliError(f"{path} is a pickle", hint="add --allow-pickle to read it, without running what is in it")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise SdcliError(f"{path} is missing", hint=COPIED_IN_PART) from error
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SdcliError(
-            f"{path} cannot be read: {reason}", hint="it is damaged, or holds more than weights"
-        ) from error
-    if not isinstance(content, dict):
-        raise SdcliError(f"{path} holds no weights but a {type(content).__name__}", hint=FETCH_AGAIN)
-    return content.get("state_dict", content), {}
+    if pickles.is_pickle(path):
+        return pickles.read_pickle(path, allow_pickle), {}
+    with open_weights(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}

@@ -37,6 +37,7 @@ class Asked:
         settings: that were chosen by flags or come from a file, by the names of GenerateSettings.
         num_images: of each prompt.
         models_file: where models are looked up first.
+        allow_pickle: read models that are no safetensors.
     """
 
     prompts: tuple[str, ...]
@@ -45,6 +46,7 @@ class Asked:
     settings: Mapping[str, Any]
     num_images: int
     models_file: Path | None
+    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         sources = (bool(self.prompts), self.prompts_file is not None, self.jobs_file is not None)
@@ -127,7 +129,14 @@ class Plan:
             SdcliError: as for `of`.
         """
         settings = {name: value for name, value in self.asked.settings.items() if name != "seed"}
-        asker = Asker(flags=settings, seed=seed, num_images=self.asked.num_images, models_file=self.asked.models_file)
+        asked = self.asked
+        asker = Asker(
+            flags=settings,
+            seed=seed,
+            num_images=asked.num_images,
+            models_file=asked.models_file,
+            allow_pickle=asked.allow_pickle,
+        )
         requests = requests_of(asker, self.asked.jobs())
         if not requests:
             name = input_name(self.asked.jobs_file or self.asked.prompts_file)

@@ -74,7 +74,7 @@ def generate(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     models_file: options.ModelsFile = None,
-    allow_pickle: flags.AllowPickle = False,
+    allow_pickle: options.AllowPickle = False,
     lenient: flags.Lenient = False,
     offline: options.Offline = False,
     socket: flags.Socket = None,
@@ -138,6 +138,7 @@ def generate(
         settings=with_recalled({name: value for name, value in settings.items() if value is not None}, from_file),
         num_images=num_images,
         models_file=models_file,
+        allow_pickle=allow_pickle,
     )
     where = OutputSettings(
         output=output,

@@ -61,7 +61,7 @@ TimestepSpacing = Annotated[
     typer.Option("--timestep-spacing", metavar="NAME", help=f"{', '.join(TIMESTEP_SPACINGS)} {OWN}."),
 ]
 Eta = Annotated[
-    float | None, typer.Option("--eta", metavar="X", help="Noise of the steps of ddim and tcd, 0 to 1 (default: 0).")
+    float | None, typer.Option("--eta", metavar="X", help=f"Noise of the steps of ddim and tcd, 0 to 1 {OWN}.")
 ]
 GuidanceRescale = Annotated[
     float | None,
@@ -130,9 +130,6 @@ HiresStrength = Annotated[
     float | None,
     typer.Option("--hires-strength", metavar="X", help="How much is made anew in that second pass (default: 0.5)."),
 ]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read .pt and .bin files too, without running what is in them.")
-]
 Output = Annotated[
     str | None,
     typer.Option(
@@ -183,7 +180,9 @@ OnError = Annotated[
     typer.Option("--on-error", help="Stop at the first failure, or write it into failed.jsonl and go on."),
 ]
 AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Let jobs name files outside the output folder.")]
-Lenient = Annotated[bool, typer.Option("--lenient", help="Put LoRAs on as far as they fit the model.")]
+Lenient = Annotated[
+    bool, typer.Option("--lenient", help="Take what fits of a LoRA that does not fit in every layer, with a warning.")
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the UNet, which takes a minute and pays later.")]
 Offload = Annotated[
     OffloadChoice,

@@ -110,21 +110,26 @@ def convert_model(
         str, typer.Option("--precision", metavar="NAME", help="Of the weights: auto (as they are), fp32, fp16 or bf16.")
     ] = "auto",
     models_file: options.ModelsFile = None,
+    allow_pickle: options.AllowPickle = False,
 ) -> None:
     """Write a model in the other layout: a folder as diffusers has it, or a single file as ComfyUI and A1111 read it.
 
     sdcli models convert runs/mine -o mine.safetensors --precision fp16
     sdcli models convert model.safetensors -o model/
+    sdcli models convert model.ckpt --allow-pickle -o model.safetensors
     """
-    spec = find_loadable(name, models_file)
+    spec = find_loadable(name, models_file, allow_pickle)
     if precision not in ("auto", "fp32", "fp16", "bf16"):
         raise SdcliError(f"--precision knows no {precision!r}", hint="known: auto, fp32, fp16, bf16")
+    if spec.lora is not None or spec.adapter is not None:
+        hint = "convert the model that they are put onto, and put them onto the result"
+        raise SdcliError(f"{name} is a model and what is put onto it, which stay files of their own", hint=hint)
     if Path(output).exists():
         raise SdcliError(f"{output} is already there", hint="choose another --output")
     with options.heavy_imports():
         from sdcli.checkpoints.conversion import convert
 
-    convert(spec.path, Path(output), precision)
+    convert(spec.path, Path(output), precision, allow_pickle)
     options.print_result(output)
 
 
@@ -136,6 +141,7 @@ def about(spec: ModelSpec) -> dict[str, Any]:
         "licence": spec.licence,
         "path": str(spec.path or ""),
         "hub": str(spec.hub or ""),
+        "lora": str(spec.lora or spec.lora_hub or ""),
         "on_disk": spec.on_disk,
         "family": family_name(spec),
         "bytes": size_of(spec),
@@ -149,6 +155,7 @@ def size_of(spec: ModelSpec) -> int | None:
     if not spec.on_disk:
         return None
     files = [spec.path] if spec.path.is_file() else [path for path in spec.path.rglob("*") if path.is_file()]
+    files += [] if spec.lora is None else [spec.lora]
     return sum(path.stat().st_size for path in files)
 
 

@@ -44,6 +44,9 @@ Seed = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32, fp16 or bf16.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no socket. The built-in model never does.")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read .ckpt, .pt and .bin files too, without running what is in them.")
+]
 IfExists = Annotated[IfExistsChoice, typer.Option("--if-exists", help="What to do about a file that is already there.")]
 Format = Annotated[
     FormatChoice | None, typer.Option("--format", help="File format (default: as --output says, else png).")

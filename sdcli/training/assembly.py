@@ -43,12 +43,16 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
         captions: what a new tokenizer learns its words from.
 
     Raises:
-        SdcliError: a component that the part needs is in neither of them.
+        SdcliError: a component that the part needs is in neither of them, or the model has a LoRA of its own.
     """
     architecture = find_architecture(settings.config) if settings.config is not None else None
     model = Model({})
     if settings.model is not None:
-        model = load_model(find_loadable(settings.model).path, whole_clip=settings.part == "clip" and not architecture)
+        spec = find_loadable(settings.model)
+        if spec.lora is not None:
+            message = f"model {spec.name} is a base and a LoRA, which are not trained as one"
+            raise SdcliError(message, hint="train the base by itself")
+        model = load_model(spec.path, whole_clip=settings.part == "clip" and not architecture)
     if settings.part in ADAPTERS:
         hint = "name a model that generates pictures"
         require(model, ["unet", "scheduler"], settings, hint)

@@ -10,6 +10,7 @@ Our step reuses the keys and values of the text, as denoising does; computing th
 import argparse
 import ctypes
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sdcli.components.unet import UNet
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sd15 import build, random_weights
 
 MIB = 2**20
 FAMILIES = {
@@ -34,27 +38,6 @@ FAMILIES = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-
-
-def random_weights(shapes, device, dtype):
-    """Weights that keep the size of activations about constant, as those of a trained network do."""
-    generator = torch.Generator(device).manual_seed(0)
-    weights = {}
-    for name, empty in shapes.items():
-        weight = torch.empty(empty.shape, device=device).normal_(generator=generator)
-        if weight.ndim > 1:
-            weight *= weight[0].numel() ** -0.5
-        else:
-            weight = 0.1 * weight + (1 if "norm" in name and name.endswith("weight") else 0)
-        weights[name] = weight.to(dtype)
-    return weights
-
-
-def build(cls, config, weights):
-    with torch.device("meta"):
-        model = cls(**config)
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model.eval()
 
 
 def random_inputs(config, args, device, dtype):
