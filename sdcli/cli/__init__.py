@@ -9,15 +9,18 @@ import signal
 import sys
 import warnings
 from types import FrameType
+from typing import Any
 
 import typer
 
 from sdcli import __version__
 from sdcli.cli.add_noise import add_noise
+from sdcli.cli.completion import answer_shell, with_completion
 from sdcli.cli.data import data
 from sdcli.cli.decode import decode
 from sdcli.cli.encode import encode
 from sdcli.cli.generate import generate
+from sdcli.cli.help import WIDEST_HELP
 from sdcli.cli.info import info
 from sdcli.cli.models import models
 from sdcli.cli.options import ExamplesFirst, ExamplesFirstGroup
@@ -31,8 +34,8 @@ app = typer.Typer(
     cls=ExamplesFirstGroup,
     name="sdcli",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": WIDEST_HELP},
     pretty_exceptions_enable=False,
 )
 for command in (generate, encode, decode, add_noise, train, info):
@@ -83,6 +86,7 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text
     quieten_libraries()
+    answer_shell(program)
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
@@ -94,10 +98,15 @@ def main() -> None:
     raise SystemExit(code)
 
 
+def program() -> Any:
+    """The root of all commands."""
+    return with_completion(typer.main.get_command(app))
+
+
 def run(arguments: list[str]) -> int:
     """Run a command and give its exit code; a bug raises, and so does a stdout that nobody reads."""
     try:
-        with typer.main.get_command(app).make_context("sdcli", arguments) as context:
+        with program().make_context("sdcli", arguments) as context:
             context.command.invoke(context)
     except SdcliError as error:
         return tell(str(error), error.hint, error.exit_code)
