@@ -88,6 +88,25 @@ def test_many_options_are_shown_in_sections(capsys, monkeypatch):
     assert "Options:" in help_of("encode", capsys, monkeypatch, 80).splitlines()
 
 
+def test_what_has_no_section_comes_last():
+    """Wherever it is declared; so a new option shows in a long help before it has a section."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+    @app.command()
+    def many(
+        new: bool = typer.Option(False, "--new", help="New."),
+        old: bool = typer.Option(False, "--old", help="Old.", rich_help_panel="Old ones"),
+    ) -> None:
+        """Do."""
+
+    command = typer.main.get_command(app)
+    command.params += [param for param in command.params if param.name == "old"] * FEW_OPTIONS
+    with typer.Context(command) as context:
+        sections = sections_of(command, context)
+    assert list(sections) == ["Old ones", "Other options"]
+    assert [name for name, _ in sections["Other options"]][0] == "--new"
+
+
 def test_usage_says_what_is_needed(capsys, monkeypatch):
     """Arguments by their names, and options that may not be left out."""
     for words, usage in {

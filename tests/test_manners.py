@@ -122,17 +122,31 @@ def check_figures(events: list[dict]) -> None:
 
 
 def test_results_alone_go_to_stdout(tiny_folder):
-    """As JSON an object a line; a drawn seed, the bar and plain lines are on stderr; with none of them it is silent."""
-    common = ("generate", "a cat", "-n", 2, "-m", tiny_folder, "--steps", 1)
-    done = ended(*common, "-o", "a/", "--json")
-    objects = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0 and [Path(each["path"]).parent for each in objects] == [Path("a")] * 2
+    """As JSON an object a line; on the terminal, which is stderr, a drawn seed and a bar that goes away."""
+    code, out, shown = on_terminal("generate", "a cat", "-n", 2, "-m", tiny_folder, "--steps", 1, "-o", "a/", "--json")
+    objects = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [Path(each["path"]).parent for each in objects] == [Path("a")] * 2
     assert all(Path(each["path"]).is_file() and each["elapsed_s"] > 0 for each in objects)
-    assert f"seed: {objects[0]['seed']}" in done.stderr.splitlines()
-    assert {line.split(" ")[0] for line in done.stderr.splitlines()} <= {"seed:", "loaded", "picture"}
-    done = ended(*common, "-o", "b/", "--seed", 3, "--progress", "none")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [Path(line).is_file() for line in done.stdout.splitlines()] == [True, True]
+    assert f"seed: {objects[0]['seed']}\r\n".encode() in shown
+    assert b"loading" in shown and b".png" not in shown
+    assert shown.endswith(b"\r\x1b[1A\x1b[2K")  # one line up, and that line is emptied
+
+
+def on_terminal(*arguments: object) -> tuple[int, bytes, bytes]:
+    """Exit code, stdout, and what a terminal shows that is stderr."""
+    master, terminal = pty.openpty()
+    words = [*PROGRAM, *map(str, arguments)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 4096)
+        except OSError:  # how Linux tells that nobody writes to the terminal any more
+            break
+    out, _ = process.communicate(timeout=START_S)
+    os.close(master)
+    return process.returncode, out, shown
 
 
 # Exit codes
@@ -179,7 +193,10 @@ def test_what_is_no_number_is_no_picture(tiny_folder, tmp_path):
 
 
 def test_pictures_go_through_pipes(tiny_folder, tmp_path):
-    """A PNG to stdout and into the next command; a reader that has seen enough ends the writer without a word."""
+    """A PNG to stdout and into the next command; a reader that has seen enough ends the writer without a word.
+
+    With --progress none, a given seed and no mistake nothing at all is on stderr.
+    """
     flags = f"-m {tiny_folder} -s 1 --steps 1 --progress none"
     done = shell(f"SDCLI generate 'a cat' {flags} -o - | tee a.png | SDCLI encode - -m {tiny_folder} -o a.safetensors")
     assert (done.returncode, done.stdout, done.stderr) == (0, "a.safetensors\n", "")
@@ -212,21 +229,3 @@ def test_a_file_is_not_written_to_a_terminal(arguments):
     assert done.stderr.startswith("error: stdout is the terminal") and "hint:  pipe it" in done.stderr
     assert os.read(master, 1000).replace(b"\r", b"") == b"nothing but this\n"
     os.close(master)
-
-
-def test_progress_on_a_terminal_is_a_bar_that_goes_away(tiny_folder):
-    """On stderr alone; stdout, which is no terminal, has the path."""
-    master, terminal = pty.openpty()
-    flags = ("-m", str(tiny_folder), "-s", "1", "--steps", "1", "-o", "a.png")
-    process = subprocess.Popen([*PROGRAM, "generate", "a cat", *flags], stdout=subprocess.PIPE, stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(master, 4096)
-        except OSError:  # how Linux tells that nobody writes to the terminal any more
-            break
-    out, _ = process.communicate(timeout=START_S)
-    os.close(master)
-    assert (process.returncode, out) == (0, b"a.png\n")
-    assert b"loading" in shown and b"\x1b[2K" in shown and b"a.png" not in shown
