@@ -36,7 +36,7 @@ class Workbench:
     Args:
         model: that all of them are made with.
         placement: where.
-        how: what may be read, and how networks are laid out; with `lenient`, `warnings` tell what of a LoRA did not fit.
+        how: what may be read, how networks are laid out, and whether a LoRA may fit in part; see `warnings`.
 
     Raises:
         SdcliError: the model is of a family whose LoRAs are not ours to read, and `lenient` is on, or it has one.

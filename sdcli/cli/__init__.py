@@ -9,16 +9,19 @@ import signal
 import sys
 import warnings
 from types import FrameType
+from typing import Any
 
 import typer
 
 from sdcli import __version__
 from sdcli.cli.add_noise import add_noise
+from sdcli.cli.completion import answer_shell, with_completion
 from sdcli.cli.data import data
 from sdcli.cli.decode import decode
 from sdcli.cli.encode import encode
 from sdcli.cli.ending import Signalled
 from sdcli.cli.generate import generate
+from sdcli.cli.help import WIDEST_HELP
 from sdcli.cli.info import info
 from sdcli.cli.invocation import Invocation, Warm
 from sdcli.cli.models import models
@@ -34,8 +37,8 @@ app = typer.Typer(
     cls=ExamplesFirstGroup,
     name="sdcli",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": WIDEST_HELP},
     pretty_exceptions_enable=False,
 )
 for command in (generate, encode, decode, add_noise, train, info, serve):
@@ -76,6 +79,7 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text
     quieten_libraries()
+    answer_shell(program)
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
@@ -87,6 +91,11 @@ def main() -> None:
     raise SystemExit(code)
 
 
+def program() -> Any:
+    """The root of all commands."""
+    return with_completion(typer.main.get_command(app))
+
+
 def run(arguments: list[str], warm: Warm | None = None) -> int:
     """Run a command and give its exit code; a bug raises, and so does a stdout that nobody reads.
 
@@ -96,7 +105,7 @@ def run(arguments: list[str], warm: Warm | None = None) -> int:
     """
     invocation = Invocation(tuple(arguments), warm)
     try:
-        with typer.main.get_command(app).make_context("sdcli", list(arguments), obj=invocation) as context:
+        with program().make_context("sdcli", list(arguments), obj=invocation) as context:
             context.command.invoke(context)
     except SdcliError as error:
         return tell(str(error), error.hint, error.exit_code)

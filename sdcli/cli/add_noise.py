@@ -22,10 +22,16 @@ def add_noise(
         typer.Option("-o", "--output", metavar="OUTPUT", help="A picture, or latents as .safetensors; - is stdout."),
     ],
     timestep: Annotated[
-        int | None, typer.Option("-t", "--timestep", metavar="T", help="0 is almost clean, 999 almost all noise.")
+        int | None,
+        typer.Option(
+            "-t", "--timestep", metavar="T", help="How far to noise: 0 is almost clean, 999 almost all noise."
+        ),
     ] = None,
     strip: Annotated[
-        str | None, typer.Option("--strip", metavar="T,T,...", help="Instead of -t: a picture of several timesteps.")
+        str | None,
+        typer.Option(
+            "--strip", metavar="T,T,...", help="Instead of -t: one picture that shows several timesteps side by side."
+        ),
     ] = None,
     seed: options.Seed = None,
     model: options.Model = None,

@@ -21,7 +21,8 @@ data = typer.Typer(
     cls=ExamplesFirstGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look after training data.\n\nsdcli data check pictures/\nsdcli data check pictures/ --fix",
+    help="Check training data, and put aside what no run can use.\n\n"
+    "sdcli data check pictures/\nsdcli data check pictures/ --fix",
 )
 
 
@@ -31,9 +32,14 @@ def check_folder(
     model: options.Model = None,
     models_file: options.ModelsFile = None,
     resolution: Annotated[
-        int | None, typer.Option("--resolution", metavar="N", help="That training will have (default: the model's).")
+        int | None,
+        typer.Option(
+            "--resolution", metavar="N", help="Side in pixels that training will have (default: the model's)."
+        ),
     ] = None,
-    no_captions: Annotated[bool, typer.Option("--no-captions", help="Pictures need none, as for --part vae.")] = False,
+    no_captions: Annotated[
+        bool, typer.Option("--no-captions", help="Pictures need no captions, as for --part vae.")
+    ] = False,
     fix: Annotated[
         bool, typer.Option("--fix", help="Move what no run can use to DIR.rejected/; nothing is deleted.")
     ] = False,

@@ -1,12 +1,15 @@
-"""The flags that `sdcli generate` alone has, with their help. Imports no torch."""
+"""The flags that `sdcli generate` alone has, with their help and its sections. Imports no torch."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
 
+from sdcli.cli.completion import among, model_names
+from sdcli.cli.options import MACHINE, MODEL, OUTPUT, PROMPTS
 from sdcli.run_settings import OFFLOADS, ON_ERROR
 from sdcli.settings import PREDICTION_TYPES, SAMPLER_NAMES, SCHEDULE_NAMES, STRENGTH, TIMESTEP_SPACINGS
 
@@ -15,21 +18,35 @@ OffloadChoice = StrEnum("OffloadChoice", list(OFFLOADS))
 
 OWN = "(default: the model's own)"
 
+# Options by the section of the help that they stand in.
+asking = partial(typer.Option, rich_help_panel=PROMPTS)
+of_model = partial(typer.Option, rich_help_panel=MODEL)
+sampling = partial(typer.Option, rich_help_panel="Size and sampling")
+beginning = partial(typer.Option, rich_help_panel="A picture to begin from")
+control = partial(typer.Option, rich_help_panel="ControlNet")
+hires = partial(typer.Option, rich_help_panel="A second, larger pass")
+output = partial(typer.Option, rich_help_panel=OUTPUT)
+many = partial(typer.Option, rich_help_panel="Many pictures")
+machine = partial(typer.Option, rich_help_panel=MACHINE)
 
 Prompts = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[PROMPT]...",
+        metavar="PROMPT",
         help="What to show; several make several. {a|b} is one of them by the seed, {{a|b}} is each of them.",
     ),
 ]
 PromptsFile = Annotated[
     str | None,
-    typer.Option("--prompts", metavar="FILE|-", help="A prompt a line; lines that begin with # are comments."),
+    asking(
+        "--prompts",
+        metavar="FILE|-",
+        help="A prompt a line, from a file or from stdin; lines that begin with # are comments.",
+    ),
 ]
 JobsFile = Annotated[
     str | None,
-    typer.Option(
+    asking(
         "--jobs",
         metavar="FILE|-",
         help="A job a line, as JSON; its keys are settings, such as prompt, seed, steps, and id, num_images, output.",
@@ -37,45 +54,67 @@ JobsFile = Annotated[
 ]
 FromFile = Annotated[
     str | None,
-    typer.Option("--from", metavar="FILE", help="Settings of a picture, or of a JSON or TOML file; flags go first."),
+    asking("--from", metavar="FILE", help="Settings of a picture, or of a JSON or TOML file; flags go first."),
 ]
 NegativePrompt = Annotated[
-    str | None, typer.Option("-N", "--negative-prompt", metavar="TEXT", help="What to steer away from.")
+    str | None, asking("-N", "--negative-prompt", metavar="TEXT", help="What to steer away from.")
 ]
-NumImages = Annotated[int, typer.Option("-n", "--num-images", metavar="N", help="Pictures per prompt.")]
-Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help=f"Denoising steps {OWN}.")]
+NumImages = Annotated[int, asking("-n", "--num-images", metavar="N", help="Pictures per prompt.")]
+Steps = Annotated[int | None, sampling("--steps", metavar="N", help=f"Denoising steps {OWN}.")]
 GuidanceScale = Annotated[
     float | None,
-    typer.Option("-g", "--guidance-scale", metavar="X", help=f"How closely to follow the prompt; 1 is off {OWN}."),
+    sampling("-g", "--guidance-scale", metavar="X", help=f"How closely to follow the prompt; 1 is off {OWN}."),
 ]
-Width = Annotated[int | None, typer.Option("-W", "--width", metavar="PX", help=f"A multiple of 8 {OWN}.")]
-Height = Annotated[int | None, typer.Option("-H", "--height", metavar="PX", help=f"A multiple of 8 {OWN}.")]
-Sampler = Annotated[str | None, typer.Option("--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)} {OWN}.")]
-Schedule = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULE_NAMES)} {OWN}.")]
+Width = Annotated[int | None, sampling("-W", "--width", metavar="PX", help=f"In pixels, a multiple of 8 {OWN}.")]
+Height = Annotated[int | None, sampling("-H", "--height", metavar="PX", help=f"In pixels, a multiple of 8 {OWN}.")]
+Sampler = Annotated[
+    str | None,
+    sampling(
+        "--sampler",
+        metavar="NAME",
+        help=f"How steps are taken: {', '.join(SAMPLER_NAMES)}, or a scheduler as package.module.Class {OWN}.",
+        autocompletion=among(SAMPLER_NAMES),
+    ),
+]
+Schedule = Annotated[
+    str | None,
+    sampling(
+        "--schedule",
+        metavar="NAME",
+        help=f"Which noise levels the steps visit: {', '.join(SCHEDULE_NAMES)} {OWN}.",
+        autocompletion=among(SCHEDULE_NAMES),
+    ),
+]
 PredictionType = Annotated[
     str | None,
-    typer.Option("--prediction-type", metavar="NAME", help=f"{', '.join(PREDICTION_TYPES)} {OWN}."),
+    sampling(
+        "--prediction-type",
+        metavar="NAME",
+        help=f"What the UNet was trained to tell: {', '.join(PREDICTION_TYPES)} {OWN}.",
+        autocompletion=among(PREDICTION_TYPES),
+    ),
 ]
 TimestepSpacing = Annotated[
     str | None,
-    typer.Option("--timestep-spacing", metavar="NAME", help=f"{', '.join(TIMESTEP_SPACINGS)} {OWN}."),
+    sampling(
+        "--timestep-spacing",
+        metavar="NAME",
+        help=f"How steps are spread over the timesteps: {', '.join(TIMESTEP_SPACINGS)} {OWN}.",
+        autocompletion=among(TIMESTEP_SPACINGS),
+    ),
 ]
-Eta = Annotated[
-    float | None, typer.Option("--eta", metavar="X", help=f"Noise of the steps of ddim and tcd, 0 to 1 {OWN}.")
-]
+Eta = Annotated[float | None, sampling("--eta", metavar="X", help=f"Noise of the steps of ddim and tcd, 0 to 1 {OWN}.")]
 GuidanceRescale = Annotated[
     float | None,
-    typer.Option(
-        "--guidance-rescale", metavar="X", help="Against overexposure by strong guidance, 0 to 1 (default: 0)."
-    ),
+    sampling("--guidance-rescale", metavar="X", help="Against overexposure by strong guidance, 0 to 1 (default: 0)."),
 ]
 ClipSkip = Annotated[
     int | None,
-    typer.Option("--clip-skip", metavar="N", help="Last text layers to leave out; 1 is what A1111 calls 2."),
+    sampling("--clip-skip", metavar="N", help=f"Last text layers to leave out; 1 is what A1111 calls 2 {OWN}."),
 ]
 InitImage = Annotated[
     str | None,
-    typer.Option(
+    beginning(
         "--init-image",
         metavar="FILE",
         help="A picture to begin from; its size is the result's. A pattern in quotes is each file that matches it.",
@@ -83,56 +122,58 @@ InitImage = Annotated[
 ]
 Strength = Annotated[
     float | None,
-    typer.Option(
-        "--strength",
-        metavar="X",
-        help=f"How much of it is made anew, up to 1 (default: {STRENGTH}; with a mask 1).",
+    beginning(
+        "--strength", metavar="X", help=f"How much of it is made anew, up to 1 (default: {STRENGTH}; with a mask 1)."
     ),
 ]
-Mask = Annotated[
-    str | None, typer.Option("--mask", metavar="FILE", help="White where the picture is to be painted anew.")
-]
+Mask = Annotated[str | None, beginning("--mask", metavar="FILE", help="White where the picture is to be painted anew.")]
 Lora = Annotated[
-    list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]", help="Put a LoRA onto the model; repeatable.")
+    list[str] | None,
+    of_model(
+        "--lora", metavar="FILE[:WEIGHT]", help="Put a LoRA onto the model, by default with the weight 1; repeatable."
+    ),
 ]
 Embedding = Annotated[
-    list[str] | None, typer.Option("--embedding", metavar="FILE", help="Teach it a learned word; repeatable.")
+    list[str] | None, of_model("--embedding", metavar="FILE", help="Teach the model a learned word; repeatable.")
 ]
-Vae = Annotated[str | None, typer.Option("--vae", metavar="NAME|FILE", help="Another VAE than the model's own.")]
+Vae = Annotated[
+    str | None,
+    of_model("--vae", metavar="NAME|FILE", help="Another VAE than the model's own.", autocompletion=model_names),
+]
 ControlNet = Annotated[
-    list[str] | None,
-    typer.Option("--controlnet", metavar="FOLDER|HUB_ID", help="A ControlNet that has a say; repeatable."),
+    list[str] | None, control("--controlnet", metavar="FOLDER|HUB_ID", help="A ControlNet that has a say; repeatable.")
 ]
 ControlImage = Annotated[
     list[str] | None,
-    typer.Option("--control-image", metavar="FILE", help="What it is shown, of the result's size; one for each."),
+    control("--control-image", metavar="FILE", help="What it is shown, of the result's size; one for each."),
 ]
 ControlScale = Annotated[
-    list[float] | None, typer.Option("--control-scale", metavar="X", help="How much it counts (default: 1).")
+    list[float] | None, control("--control-scale", metavar="X", help="How much it counts; one for each (default: 1).")
 ]
 ControlStart = Annotated[
     float | None,
-    typer.Option(
-        "--control-start", metavar="X", help="Share of the steps after which it begins to count (default: 0)."
+    control(
+        "--control-start", metavar="X", help="Share of the steps after which ControlNets begin to count (default: 0)."
     ),
 ]
 ControlEnd = Annotated[
     float | None,
-    typer.Option("--control-end", metavar="X", help="Share of the steps after which it counts no more (default: 1)."),
+    control("--control-end", metavar="X", help="Share of the steps after which they count no more (default: 1)."),
 ]
 HiresScale = Annotated[
     float | None,
-    typer.Option(
-        "--hires-scale", metavar="X", help="Enlarge the picture and go over it again, without ControlNets (default: 1)."
+    hires(
+        "--hires-scale",
+        metavar="X",
+        help="Enlarge the picture and go over it again, without ControlNets (default: 1, which is no second pass).",
     ),
 ]
 HiresStrength = Annotated[
-    float | None,
-    typer.Option("--hires-strength", metavar="X", help="How much is made anew in that second pass (default: 0.5)."),
+    float | None, hires("--hires-strength", metavar="X", help="How much is made anew in that pass (default: 0.5).")
 ]
 Output = Annotated[
     str | None,
-    typer.Option(
+    output(
         "-o",
         "--output",
         metavar="PATH|FOLDER/|TEMPLATE|-",
@@ -142,54 +183,56 @@ Output = Annotated[
 ]
 SaveSteps = Annotated[
     str | None,
-    typer.Option(
-        "--save-steps", metavar="FILE.png|.gif", help="What the model saw in the noise, as a strip or an animation."
+    output(
+        "--save-steps",
+        metavar="FILE.png|.gif",
+        help="What the model saw in the noise at each step, as a strip or an animation.",
     ),
 ]
 PreviewFile = Annotated[
     str | None,
-    typer.Option("--preview", metavar="FILE.png", help="Rewritten every few steps with what the picture is becoming."),
+    output("--preview", metavar="FILE.png", help="Rewritten every few steps with what the picture is becoming."),
 ]
 PreviewVae = Annotated[
     str | None,
-    typer.Option("--preview-vae", metavar="FOLDER", help="A TAESD decoder for it (default: a linear projection)."),
+    output("--preview-vae", metavar="FOLDER", help="A TAESD decoder for --preview (default: a linear projection)."),
 ]
 SaveLatents = Annotated[
-    bool, typer.Option("--save-latents", help="Keep the latents of each picture beside it, as .safetensors.")
+    bool, output("--save-latents", help="Keep the latents of each picture beside it, as .safetensors.")
 ]
 Grid = Annotated[
-    str | None, typer.Option("--grid", metavar="FILE", help="All pictures on one sheet, with what sets them apart.")
+    str | None, output("--grid", metavar="FILE", help="All pictures on one sheet as well, with what sets them apart.")
 ]
 BatchSize = Annotated[
     str,
-    typer.Option(
+    many(
         "--batch-size",
         metavar="N|auto",
         help="Pictures computed at once on a GPU. A CPU takes one at a time, so that each is the same to the bit.",
     ),
 ]
 Strict = Annotated[
-    bool,
-    typer.Option("--strict", help="Fill up batches on a GPU to one size, so that no picture depends on the others."),
+    bool, many("--strict", help="Fill up batches on a GPU to one size, so that no picture depends on the others.")
 ]
 ShardOf = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Make the I-th of N parts only, as in a job array.")
+    str | None, many("--shard", metavar="I/N", help="Make the I-th of N parts only, as in a job array.")
 ]
 OnError = Annotated[
     OnErrorChoice,
-    typer.Option("--on-error", help="Stop at the first failure, or write it into failed.jsonl and go on."),
+    many(
+        "--on-error", help="Stop at the first failure, or write it into failed.jsonl, go on, and end with exit code 5."
+    ),
 ]
-AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Let jobs name files outside the output folder.")]
+AllowOutside = Annotated[bool, many("--allow-outside", help="Let jobs name files outside the output folder.")]
 Lenient = Annotated[
-    bool, typer.Option("--lenient", help="Take what fits of a LoRA that does not fit in every layer, with a warning.")
+    bool, of_model("--lenient", help="Take what fits of a LoRA that does not fit in every layer, and warn.")
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the UNet, which takes a minute and pays later.")]
+Compile = Annotated[bool, machine("--compile", help="Compile the UNet, which takes a minute and pays later.")]
 Offload = Annotated[
-    OffloadChoice,
-    typer.Option("--offload", help="Keep on the GPU only the model, or the group of layers, that is at work."),
+    OffloadChoice, machine("--offload", help="Keep on the GPU only the model, or the group of layers, that is at work.")
 ]
-TileVae = Annotated[bool, typer.Option("--tile-vae", help="Decode in tiles, which takes less memory.")]
+TileVae = Annotated[bool, machine("--tile-vae", help="Decode in tiles, which takes less memory.")]
 Socket = Annotated[
     str | None,
-    typer.Option("--socket", metavar="PATH", help="Have a server do it, see sdcli serve (default: $SDCLI_SOCKET)."),
+    machine("--socket", metavar="PATH", help="Have a server do it, see sdcli serve (default: $SDCLI_SOCKET)."),
 ]

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sdcli.cli import options
-from sdcli.cli.options import ExamplesFirst, ExamplesFirstGroup
+from sdcli.cli.completion import among, model_names
+from sdcli.cli.options import PRECISIONS, ExamplesFirst, ExamplesFirstGroup
 from sdcli.errors import SdcliError
 from sdcli.registry import ModelSpec, family_name, find_loadable, find_model, load_registry
 
@@ -17,7 +18,7 @@ models = typer.Typer(
     cls=ExamplesFirstGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Models: what models.toml names, what is on disk, whether it is whole, and other layouts of it.\n\n"
+    help="List and show models, see that their files are whole, and convert them to other layouts.\n\n"
     "sdcli models list\nsdcli models show emoji\nsdcli models verify emoji\n"
     "sdcli models convert runs/mine -o mine.safetensors",
 )
@@ -52,7 +53,12 @@ def list_models(models_file: options.ModelsFile = None, as_json: options.Json = 
 @models.command("show", cls=ExamplesFirst)
 def show_model(
     name: Annotated[
-        str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A name in models.toml, a folder, a file or a run.")
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER|FILE",
+            help="A name in models.toml, a folder, a file or a run.",
+            autocompletion=model_names,
+        ),
     ],
     models_file: options.ModelsFile = None,
     as_json: options.Json = False,
@@ -73,7 +79,14 @@ def show_model(
 
 @models.command("verify", cls=ExamplesFirst)
 def verify_model(
-    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A model.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER|FILE",
+            help="A name in models.toml, a folder, a file or a run.",
+            autocompletion=model_names,
+        ),
+    ],
     models_file: options.ModelsFile = None,
     as_json: options.Json = False,
 ) -> None:
@@ -102,12 +115,25 @@ def verify_model(
 
 @models.command("convert", cls=ExamplesFirst)
 def convert_model(
-    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A model.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER|FILE",
+            help="A name in models.toml, a folder, a file or a run.",
+            autocompletion=model_names,
+        ),
+    ],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FOLDER/|FILE.safetensors", help="Where to, and in which layout.")
     ],
     precision: Annotated[
-        str, typer.Option("--precision", metavar="NAME", help="Of the weights: auto (as they are), fp32, fp16 or bf16.")
+        str,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="Number format of the weights: auto (as they are), fp32, fp16 or bf16.",
+            autocompletion=among(PRECISIONS),
+        ),
     ] = "auto",
     models_file: options.ModelsFile = None,
     allow_pickle: options.AllowPickle = False,

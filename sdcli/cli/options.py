@@ -15,9 +15,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from sdcli.cli.completion import among, model_names
+from sdcli.cli.help import first_sentence, write_help
+
 IfExistsChoice = StrEnum("IfExistsChoice", ["error", "skip", "overwrite", "number"])
 FormatChoice = StrEnum("FormatChoice", ["png", "jpg", "webp"])
 ProgressChoice = StrEnum("ProgressChoice", ["auto", "bar", "plain", "json", "none"])
+
+PROMPTS = "What to make"  # the sections of a long help
+MODEL = "Model"
+OUTPUT = "Output"
+MACHINE = "Machine"
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 Model = Annotated[
     str | None,
@@ -27,6 +38,8 @@ Model = Annotated[
         metavar="NAME|FOLDER|FILE|HUB_ID",
         help="A name in models.toml, a model folder, a single file, a training run, or OWNER/NAME of the hub "
         "(default: the default of models.toml, the built-in model).",
+        rich_help_panel=MODEL,
+        autocompletion=model_names,
     ),
 ]
 ModelsFile = Annotated[
@@ -36,25 +49,69 @@ ModelsFile = Annotated[
         metavar="FILE",
         help="A models.toml that comes before $SDCLI_MODELS, ./models.toml, "
         "~/.config/sdcli/models.toml and the shipped one.",
+        rich_help_panel=MODEL,
     ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("-s", "--seed", metavar="N", help="Decides the noise (default: drawn, and reported).")
+    int | None,
+    typer.Option(
+        "-s", "--seed", metavar="N", help="Decides the noise (default: drawn, and reported).", rich_help_panel=PROMPTS
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32, fp16 or bf16.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Open no socket. The built-in model never does.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where to compute: auto, cpu, cuda, cuda:N or mps; auto is CUDA where there is CUDA.",
+        rich_help_panel=MACHINE,
+        autocompletion=among(DEVICES),
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        help="Number format: auto, fp32, fp16 or bf16; auto is fp16 on CUDA, else fp32.",
+        rich_help_panel=MACHINE,
+        autocompletion=among(PRECISIONS),
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline", help="Open no socket, as $HF_HUB_OFFLINE=1. The built-in model never does.", rich_help_panel=MODEL
+    ),
+]
+IfExists = Annotated[
+    IfExistsChoice,
+    typer.Option(
+        "--if-exists",
+        help="A file that is already there: end with an error, skip it, overwrite it, or number the new one.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read .ckpt, .pt and .bin files too, without running what is in them.")
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read .ckpt, .pt and .bin files too, without running what is in them.",
+        rich_help_panel=MODEL,
+    ),
 ]
-IfExists = Annotated[IfExistsChoice, typer.Option("--if-exists", help="What to do about a file that is already there.")]
 Format = Annotated[
-    FormatChoice | None, typer.Option("--format", help="File format (default: as --output says, else png).")
+    FormatChoice | None,
+    typer.Option("--format", help="File format (default: as --output says, else png).", rich_help_panel=OUTPUT),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.", rich_help_panel=OUTPUT)]
 Progress = Annotated[
     ProgressChoice,
-    typer.Option("--progress", help="Progress on stderr; auto is a bar on a terminal, else a line every few seconds."),
+    typer.Option(
+        "--progress",
+        help="Progress on stderr: a bar, a plain line every few seconds, JSON events, or none; auto is a bar on a "
+        "terminal, else plain.",
+    ),
 ]
 
 
@@ -62,28 +119,24 @@ class ExamplesFirst(TyperCommand):
     """A command whose help begins with the examples of its docstring: the lines that begin with `sdcli`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write examples, then usage, text and options."""
-        write_examples(self, formatter)
-        super().format_help(ctx, formatter)
+        """Write examples, then usage, text and options in sections."""
+        write_help(self, ctx, formatter)
 
 
 class ExamplesFirstGroup(TyperGroup):
     """A group of commands whose help begins with examples."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write examples, then usage, text and commands."""
-        write_examples(self, formatter)
-        super().format_help(ctx, formatter)
+        """Write examples, then usage, text, commands and options."""
+        write_help(self, ctx, formatter)
 
-
-def write_examples(command: Any, formatter: Any) -> None:
-    """Move the examples of a command's help to the formatter."""
-    lines = (command.help or "").splitlines()
-    examples = [line.strip() for line in lines if line.strip().startswith("sdcli ")]
-    if examples:
-        formatter.write("Examples:\n" + "".join(f"  {example}\n" for example in examples) + "\n")
-    kept = [line for line in lines if line.strip() not in (*examples, "\b", "\\b")]
-    command.help = "\n".join(kept).strip()
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Commands that begin so, with a sentence on each that has no examples in it."""
+        items = super().shell_complete(ctx, incomplete)
+        for item in items:
+            if item.value in self.commands:
+                item.help = first_sentence(self.commands[item.value])
+        return items
 
 
 @contextlib.contextmanager

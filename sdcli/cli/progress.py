@@ -30,8 +30,9 @@ class Reporter:
     def __init__(self, pictures: int):
         self.pictures = pictures
         self.made = self.there = self.failed = 0
+        self.denoised = 0  # made, or waiting to be decoded and written while others are denoised
         self.started_at = time.monotonic()
-        self.loaded_at = self.started_at
+        self.loaded_at: float | None = None  # the first model
 
     def __enter__(self) -> Reporter:
         return self
@@ -43,10 +44,11 @@ class Reporter:
         """Take one event of a run."""
         kind = type(event).__name__
         if kind == "Loaded":
-            self.loaded_at = time.monotonic()
+            self.loaded_at = self.loaded_at or time.monotonic()
             self.loaded(event)
         elif kind == "Stepped":
             self.stepped(event)
+            self.denoised += event.pictures * (event.step == event.steps)
         elif kind == "Warned":
             self.warn(event.message)
         elif kind == "There":
@@ -59,12 +61,20 @@ class Reporter:
             self.made += 1
             self.imaged(event)
 
-    def pace(self, event: Stepped) -> tuple[float, float]:
-        """Pictures per second since the model was loaded, and seconds until all are made."""
-        elapsed_s = max(time.monotonic() - self.loaded_at, 1e-6)
-        done = self.made + event.pictures * event.step / event.steps
+    def done(self, event: Stepped | None = None) -> float:
+        """Pictures that are made or at least denoised, and the share of those in work.
+
+        Some are denoised twice, where memory did not suffice; more than all is never done.
+        """
+        in_work = event.pictures * event.step / event.steps if event else 0
+        return min(max(self.made, self.denoised) + in_work, self.pictures - self.there - self.failed)
+
+    def pace(self, event: Stepped | None = None) -> tuple[float, float]:
+        """Pictures per second since the first model was loaded, and seconds until all are made."""
+        elapsed_s = max(time.monotonic() - (self.loaded_at or self.started_at), 1e-6)
+        done = self.done(event)
         left = self.pictures - self.there - self.failed - done
-        return done / elapsed_s, left * elapsed_s / done
+        return done / elapsed_s, left * elapsed_s / done if done else 0.0
 
     @property
     def number(self) -> int:
@@ -134,7 +144,8 @@ class JsonReporter(Reporter):
 
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
-            self.tell("done", images=self.made, skipped=self.there, failed=self.failed)
+            rate, _ = self.pace()
+            self.tell("done", images=self.made, skipped=self.there, failed=self.failed, images_per_s=round(rate, 4))
 
     def warn(self, message: str) -> None:
         """Tell what the user should know."""
@@ -160,8 +171,9 @@ class JsonReporter(Reporter):
 
     def imaged(self, event: Made) -> None:
         """Tell of a picture."""
-        picture = event.picture
-        self.tell("image", path=str(picture.path), index=picture.index, seed=picture.settings.seed)
+        picture, (rate, left_s) = event.picture, self.pace()
+        place = {"path": str(picture.path), "index": picture.index, "seed": picture.settings.seed}
+        self.tell("image", **place, images_per_s=round(rate, 4), eta_s=round(left_s, 3))
 
 
 class BarReporter(Reporter):
@@ -204,7 +216,7 @@ class BarReporter(Reporter):
         """Move the bar."""
         rate, _ = self.pace(event)
         place = f"picture {self.number} of {self.pictures}" if self.pictures > 1 else "picture"
-        done = self.made + self.there + self.failed + event.pictures * event.step / event.steps
+        done = self.done(event) + self.there + self.failed
         self.bar.update(self.task, description=place, total=self.pictures, completed=done, rate=rate_text(rate))
 
 

@@ -13,6 +13,7 @@ import typer
 
 from sdcli.cli import options
 from sdcli.cli.options import ProgressChoice
+from sdcli.cli.train_options import DEFAULTS, OF_RUN, option
 from sdcli.cli.train_progress import training_progress
 from sdcli.errors import SdcliError
 from sdcli.registry import find_architecture
@@ -23,34 +24,25 @@ from sdcli.training.settings import (
     OPTIMIZERS,
     PARTS,
     PREDICTION_TYPES,
+    SAVE_PRECISIONS,
     TRACKERS,
     TrainSettings,
     from_table,
     resumed,
 )
 
-TYPES = {field.name: str(getattr(field.type, "__name__", field.type)) for field in dataclasses.fields(TrainSettings)}
-METAVARS = {"int": "N", "float": "X", "str": "TEXT"}
 # Batch systems announce the end of a job's time by SIGUSR1 or SIGTERM.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
-
-
-def option(name: str, text: str, *spellings: str) -> Any:
-    """A flag of a setting, whose default lives in TrainSettings."""
-    default = DEFAULTS[name]
-    shown = "" if default in (None, (), dataclasses.MISSING) else f" (default: {default})"
-    metavar = METAVARS.get(TYPES[name].split(" ")[0])
-    if default is False:
-        shown = ""
-    spellings = spellings or ("--" + name.replace("_", "-"),)
-    return typer.Option(*spellings, metavar=metavar, help=text + shown, show_default=False)
 
 
 def train(
     data: Annotated[
         str | None,
-        option("data", "Folder of pictures with captions, or of .tar or .parquet shards; hf:OWNER/NAME."),
+        option(
+            "data",
+            "Folder of pictures with captions, or of .tar or .parquet shards; a pattern or URL of shards, or a data "
+            "set of the hub. Needed but with --resume.",
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -64,13 +56,13 @@ def train(
     config: Annotated[
         str | None, option("config", "Train the part from scratch: a named architecture (emoji) or a TOML file.")
     ] = None,
-    steps: Annotated[int | None, option("steps", "Optimizer updates.")] = None,
+    steps: Annotated[int | None, option("steps", "Optimizer updates in all.")] = None,
     batch_size: Annotated[int | None, option("batch_size", "Pictures per pass, over all processes.")] = None,
     accumulate: Annotated[int | None, option("accumulate", "Passes per update.")] = None,
-    learning_rate: Annotated[float | None, option("learning_rate", "Peak learning rate.")] = None,
-    lr_schedule: Annotated[str | None, option("lr_schedule", f"{', '.join(LR_SCHEDULES)}.")] = None,
+    learning_rate: Annotated[float | None, option("learning_rate", "Learning rate, at its peak.")] = None,
+    lr_schedule: Annotated[str | None, option("lr_schedule", f"How it falls: {', '.join(LR_SCHEDULES)}.")] = None,
     warmup: Annotated[int | None, option("warmup", "Updates until the peak.")] = None,
-    optimizer: Annotated[str | None, option("optimizer", f"{', '.join(OPTIMIZERS)}.")] = None,
+    optimizer: Annotated[str | None, option("optimizer", f"One of {', '.join(OPTIMIZERS)}.")] = None,
     weight_decay: Annotated[float | None, option("weight_decay", "The optimizer's weight decay.")] = None,
     max_grad_norm: Annotated[float | None, option("max_grad_norm", "Longer gradients are shortened to this.")] = None,
     resolution: Annotated[int | None, option("resolution", "Side of the pictures (default: the model's own).")] = None,
@@ -81,15 +73,18 @@ def train(
         float | None, option("grounds", "Share of transparent drawings put on a colour, which their caption tells.")
     ] = None,
     pairs: Annotated[
-        float | None, option("pairs", "Share of them put beside another one, which their caption tells.")
+        float | None,
+        option("pairs", "Share of transparent drawings put beside another, which their caption tells."),
     ] = None,
     variations: Annotated[
-        int | None, option("variations", "Compositions per drawing, encoded once; 0 makes new ones all the time.")
+        int | None,
+        option("variations", "Compositions per transparent drawing, encoded once; 0 makes new ones always."),
     ] = None,
     caption_dropout: Annotated[float | None, option("caption_dropout", "Share of captions left out.")] = None,
-    loss: Annotated[str | None, option("loss", f"{', '.join(LOSSES)} (default: the part's own).")] = None,
+    loss: Annotated[str | None, option("loss", f"One of {', '.join(LOSSES)} (default: the part's own).")] = None,
     prediction_type: Annotated[
-        str | None, option("prediction_type", f"{', '.join(PREDICTION_TYPES)} (default: the model's own).")
+        str | None,
+        option("prediction_type", f"One of {', '.join(PREDICTION_TYPES)} (default: the model's own)."),
     ] = None,
     zero_terminal_snr: Annotated[
         bool, option("zero_terminal_snr", "Rescale the noise schedule so that it ends in pure noise.")
@@ -100,16 +95,20 @@ def train(
     noise_offset: Annotated[float | None, option("noise_offset", "Noise that a whole channel shares.")] = None,
     kl_weight: Annotated[float | None, option("kl_weight", "Beta of the VAE's loss.")] = None,
     perceptual_weight: Annotated[
-        float | None, option("perceptual_weight", "Of the distance that CLIP sees, in the VAE's loss.")
+        float | None, option("perceptual_weight", "Weight of the distance that CLIP sees, in the VAE's loss.")
     ] = None,
     adversarial_weight: Annotated[
-        float | None, option("adversarial_weight", "Of a patch discriminator, in the VAE's loss.")
+        float | None, option("adversarial_weight", "Weight of a patch discriminator, in the VAE's loss.")
     ] = None,
-    rank: Annotated[int | None, option("rank", "Of a LoRA.")] = None,
+    rank: Annotated[int | None, option("rank", "Rank of a LoRA.")] = None,
     alpha: Annotated[float | None, option("alpha", "A LoRA counts alpha / rank (default: the rank).")] = None,
     target: Annotated[
         list[str] | None,
-        option("targets", "Layers that get a LoRA, by the end of the name; repeatable.", "--target"),
+        option(
+            "targets",
+            "Layers that get a LoRA, by the end of the name; repeatable (default: all attention).",
+            "--target",
+        ),
     ] = None,
     token: Annotated[str | None, option("token", "Word that an embedding is called by.")] = None,
     initialize_from: Annotated[str | None, option("initialize_from", "Word that an embedding starts from.")] = None,
@@ -128,24 +127,33 @@ def train(
     ] = None,
     checkpoint_every: Annotated[int | None, option("checkpoint_every", "Updates between two checkpoints.")] = None,
     keep: Annotated[int | None, option("keep", "Checkpoints that stay on disk.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of --output.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint of --output.", **OF_RUN)
+    ] = False,
     on_error: Annotated[
         str | None, option("on_error", "Pictures and captions that cannot be used: stop, or skip them.")
     ] = None,
     allow_data_change: Annotated[bool, option("allow_data_change", "Resume although the data has changed.")] = False,
-    cache: Annotated[str | None, option("cache", "File of latents and text features; none keeps none.")] = None,
+    cache: Annotated[
+        str | None,
+        option("cache", "File of latents and text features; none keeps none."),
+    ] = None,
     num_workers: Annotated[int | None, option("num_workers", "Batches that are read ahead.")] = None,
-    tracker: Annotated[str | None, option("tracker", f"{', '.join(TRACKERS)}; metrics.jsonl always.")] = None,
-    device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:N or mps.")] = None,
-    precision: Annotated[str | None, option("precision", "auto, fp32, fp16 or bf16.")] = None,
-    save_precision: Annotated[str | None, option("save_precision", "Precision of RUN/model.")] = None,
+    tracker: Annotated[str | None, option("tracker", f"Beside metrics.jsonl: {', '.join(TRACKERS)}.")] = None,
+    device: Annotated[str | None, option("device", "Where to compute: auto, cpu, cuda, cuda:N or mps.")] = None,
+    precision: Annotated[str | None, option("precision", "Number format: auto, fp32, fp16 or bf16.")] = None,
+    save_precision: Annotated[
+        str | None, option("save_precision", f"Of RUN/model: {', '.join(SAVE_PRECISIONS)}.")
+    ] = None,
     gradient_checkpointing: Annotated[
         bool, option("gradient_checkpointing", "Compute parts twice instead of remembering them.")
     ] = False,
     channels_last: Annotated[bool, option("channels_last", "Lay colours of a pixel side by side in memory.")] = False,
     tf32: Annotated[bool, option("tf32", "Multiply fp32 in tf32, on CUDA.")] = False,
     compile: Annotated[bool, option("compile", "Compile the network with torch.compile.")] = False,  # noqa: A002
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check data, model and settings; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check data, model and settings; train nothing.", **OF_RUN)
+    ] = False,
     as_json: options.Json = False,
     progress: options.Progress = ProgressChoice.auto,
 ) -> None:
