@@ -21,6 +21,8 @@ from sdcli.cli.generate import generate
 from sdcli.cli.info import info
 from sdcli.cli.models import models
 from sdcli.cli.options import ExamplesFirst, ExamplesFirstGroup
+from sdcli.cli.reproduce import reproduce
+from sdcli.cli.sweep import sweep
 from sdcli.cli.train import train
 from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
 
@@ -35,8 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, encode, decode, add_noise, train, info):
-    app.command(cls=ExamplesFirst, no_args_is_help=command in (generate, encode, decode, add_noise, info))(command)
+for command in (generate, encode, decode, add_noise, train, info, reproduce, sweep):
+    app.command(cls=ExamplesFirst, no_args_is_help=command is not train)(command)
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 
