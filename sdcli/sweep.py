@@ -77,7 +77,7 @@ def values_of(text: str, name: str, kind: Any) -> list[Any]:
     if kinds[-1] is Ellipsis:
         return [[value_of(text, name, kinds[:1])] if text else []]
     if (found := RANGE.fullmatch(text)) and {int, float} & set(kinds):
-        return [value_of(str(number), name, kinds) for number in numbers(found, name)]
+        return [value_of(f"{number.normalize():f}", name, kinds) for number in numbers(found, name)]
     return [value_of(text, name, kinds)]
 
 
