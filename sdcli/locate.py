@@ -83,7 +83,7 @@ def locate(record: Record, places: Places, lenient: bool = False) -> Found:
         if here is not None and digest in (None, found_digest):
             continue
         suffixes = PICTURES if kind in SEEN else WEIGHTS
-        where = None if digest is None else places.file(digest, suffixes, os.path.basename(name))
+        where = None if digest is None else places.file(digest, suffixes, os.path.basename(name), kind == "vae")
         if where is not None:
             moved[name] = name_of_file(kind, where)
         elif lenient and here is not None:

@@ -45,15 +45,17 @@ class Places:
         folders = dict.fromkeys(str(folder) for folder in (*self.near, *self.below))
         return ", ".join(["models.toml", "the files used before", *folders])
 
-    def file(self, digest: str, suffixes: Sequence[str], name: str) -> Path | None:
+    def file(self, digest: str, suffixes: Sequence[str], name: str, of_models: bool = False) -> Path | None:
         """A file of some content; None where there is none.
 
         Args:
             digest: its SHA-256.
             suffixes: that it may have.
             name: of the file when it was seen last; others of that name are tried first.
+            of_models: whether it may be the VAE of a model of models.toml.
         """
-        for place in (places_remembered({digest}), self.vaes(), self.files_near(), self.files_below):
+        vaes = self.vaes() if of_models else ()
+        for place in (places_remembered({digest}), vaes, self.files_near(), self.files_below):
             files = [file for file in place if file.suffix.lower() in suffixes]
             for file in sorted(files, key=lambda file: file.name != name):
                 if digest_here(file) == digest:

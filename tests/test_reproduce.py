@@ -170,6 +170,14 @@ def test_several_pictures_get_several_names(model, make, reproduce):
     assert Path("b.png").read_bytes() == pictures[0].read_bytes()
 
 
+def test_a_picture_goes_into_a_pipe(model, make, reproduce, monkeypatch):
+    """As a PNG, and nothing beside it."""
+    piped = []
+    monkeypatch.setattr("sdcli.cli.options.print_bytes", piped.append)
+    picture = make("a.png")
+    assert reproduce(picture, "-o", "-", "--json").out == "" and piped == [picture.read_bytes()]
+
+
 def test_progress_tells_of_every_picture(model, make, command):
     """Under the name of its file."""
     ended = command("reproduce", make("a.png"), "--progress", "json", "--check")
@@ -320,6 +328,21 @@ def test_a_file_of_that_name_and_other_content_is_not_taken(rich, reproduce, nam
     ended = reproduce(rich, "--check")
     assert ended.code == 6 and ended.out.startswith("rich.png: differs, PSNR ")
     assert ended.warnings == [f"rich.png: {name} was {digest[:12]}, here it is {sha256_of(old)[:12]}"]
+
+
+def test_a_vae_is_found_in_a_model(model, make, reproduce):
+    """Of models.toml, under whatever name."""
+    Path("add").mkdir()
+    AutoencoderKL.from_pretrained(model / "vae").save_pretrained("add/vae")
+    shutil.copytree(model, "../store/other")
+    shutil.copytree("add/vae", "../store/other/vae", dirs_exist_ok=True)
+    another_unet(Path("../store/other"))
+    picture = make("a.png", "--vae", "add/vae")
+    shutil.rmtree("add")
+    Path("models.toml").write_text('[models.other]\npath = "../store/other"\n')
+    ended = reproduce(picture, "--check", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["moved"] == {"add/vae": str(Path("../store/other/vae").resolve())}
 
 
 def test_a_controlnet_that_has_moved_is_found(rich, make, reproduce):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdcli.cli import options
+from sdcli.cli.files import PIPE, check_pipe
 from sdcli.cli.generate_options import AllowPickle
 from sdcli.cli.options import IfExistsChoice, ProgressChoice
 from sdcli.cli.progress import Reporter, reporter_for
@@ -107,7 +108,6 @@ def targets_of(records: list[Record], output: str | None, if_exists: str, check:
     Raises:
         SdcliError: a name is wrong, taken, used twice or cannot be written.
     """
-    from sdcli.cli.files import PIPE, check_pipe
     from sdcli.names import Names, check_different, picture_template
     from sdcli.output import DEFAULT_FOLDER
     from sdcli.results import already_there, check_writable
@@ -180,15 +180,17 @@ class Printer:
         place = event.picture.index
         plan, target = self.plans[place], self.targets[place]
         compared = self.compare(plan, event.content) if self.printing.check else None
-        target = self.write(target, event.content)
-        self.reporter(replace(event, picture=replace(event.picture, path=target or plan.record.path)))
+        written = self.write(target, event.content)
+        self.reporter(replace(event, picture=replace(event.picture, path=written or plan.record.path)))
         with self.reporter.paused():
-            if self.printing.as_json:
-                self.print_json(plan, target, compared)
+            if target == Path(PIPE):
+                options.print_bytes(event.content)
+            elif self.printing.as_json:
+                self.print_json(plan, written, compared)
             elif compared is not None:
                 options.print_result(f"{plan.record.path}: {compared}")
-            elif target is not None:
-                options.print_path(target, as_json=False)
+            elif written is not None:
+                options.print_path(written, as_json=False)
 
     def compare(self, plan: Again, content: bytes) -> Comparison:
         """How far a picture is from the one that it was made from, in the format of that one."""
@@ -203,15 +205,11 @@ class Printer:
 
     def write(self, target: Path | None, content: bytes) -> Path | None:
         """Write a picture where it goes, and give the path that it got; None where it is no file."""
-        from sdcli.cli.files import PIPE
         from sdcli.images import SUFFIXES
         from sdcli.reproduction import in_format
         from sdcli.results import write_result
 
-        if target is None:
-            return None
-        if target == Path(PIPE):
-            options.print_bytes(content)
+        if target in (None, Path(PIPE)):
             return None
         return write_result(in_format(content, SUFFIXES[target.suffix.lower()]), target, self.printing.if_exists)
 
