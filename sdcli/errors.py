@@ -4,6 +4,7 @@ EXIT_MISTAKE = 1
 EXIT_OUT_OF_MEMORY = 3
 EXIT_NOT_A_NUMBER = 4
 EXIT_SOME_FAILED = 5
+EXIT_DIFFERS = 6  # a picture that was made again is another one
 
 
 class SdcliError(Exception):

@@ -67,6 +67,16 @@ class Keys:
         values["control_image"] = [digest_of(file) for file in settings.control_image]
         return key_of(values)
 
+    def inputs(self, settings: GenerateSettings) -> dict[str, str]:
+        """SHA-256 of every file that settings name, but for the model, by its name there; of a folder its weights'.
+
+        Raises:
+            SdcliError: a file cannot be read.
+        """
+        weights = self.fingerprints(settings).of_files()
+        beside = {name: weights[path] for name, path in named_weights(settings).items()}
+        return beside | {name: digest_of(name) for name in named_pictures(settings)}
+
 
 def key_of(values: Mapping[str, Any]) -> str:
     """SHA-256 of values of JSON types, whatever their order."""
@@ -101,13 +111,46 @@ def files_of(model: ModelSpec) -> list[Path]:
 
 def weights_beside(settings: GenerateSettings) -> list[Path]:
     """Files of weights that are put onto the model, or stand beside it."""
-    named = [*(lora_of(each)[0] for each in settings.lora), *settings.embedding]
-    files = [Path(each).expanduser() for each in named]
-    folders = [find_controlnet(each) for each in settings.controlnet]
+    return list(named_weights(settings).values())
+
+
+def named_weights(settings: GenerateSettings) -> dict[str, Path]:
+    """Files of weights that are put onto the model, or stand beside it, by what settings call them.
+
+    Raises:
+        SdcliError: a folder is not there, or has no weights.
+    """
+    named = (*(lora_of(each)[0] for each in settings.lora), *settings.embedding)
+    files = {each: Path(each).expanduser() for each in named}
+    files |= {each: weights_in(find_controlnet(each)) for each in settings.controlnet}
     if settings.vae is not None:
-        vae = vae_path(settings.vae)
-        folders.append(vae / "vae" if (vae / INDEX).is_file() else vae)
-    return [*files, *(each if each.is_file() else weight_file(each) for each in folders)]
+        files[settings.vae] = weights_of_vae(settings.vae)
+    return files
+
+
+def weights_of_vae(name: str) -> Path:
+    """The file of weights of a VAE, by what settings call it.
+
+    Raises:
+        SdcliError: there is none.
+    """
+    path = vae_path(name)
+    return weights_in(path / "vae" if (path / INDEX).is_file() else path)
+
+
+def weights_in(path: Path) -> Path:
+    """The file of weights that is meant by its folder, or by itself.
+
+    Raises:
+        SdcliError: the folder has none.
+    """
+    return path if path.is_file() else weight_file(path)
+
+
+def named_pictures(settings: GenerateSettings) -> list[str]:
+    """Pictures that a picture is made from, as settings call them."""
+    named = [getattr(settings, name) for name in PICTURES]
+    return [each for each in (*named, *settings.control_image) if each is not None]
 
 
 def vae_path(name: str) -> Path:

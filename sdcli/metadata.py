@@ -49,6 +49,7 @@ class Provenance:
         versions: of this program and of the libraries that decide the bits.
         key: SHA-256 of everything that decides the picture.
         computed: what of the way in which it was computed changes its last bits, where that was not as usual.
+        inputs: SHA-256 of every file that the settings name, by its name there, so that it is found where it has moved.
     """
 
     model_name: str
@@ -59,6 +60,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
     key: str = ""
     computed: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def model_hash(self) -> str:

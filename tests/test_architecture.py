@@ -21,11 +21,15 @@ LEVELS = [
     {"pipeline", "metadata", "names", "results", "sheets"},
     {"output"},
     {"foreign", "preview", "jobs", "inputs", "grid", "foreign_metadata"},
-    {"drawing", "recall"},
+    {"drawing", "recall", "comparison", "sweep"},
+    {"record"},
     {"checkpoints", "adapters"},
     {"keys"},
+    {"places"},
+    {"locate"},
     {"data", "plots", "workbench", "latents"},
     {"batch", "training", "evaluation"},
+    {"reproduction"},
     {"cli"},
 ]
 COMPONENT_LEVELS = [

@@ -20,7 +20,7 @@ from sdcli.images import load_image, read_text
 from sdcli.settings import SAMPLER_NAMES
 
 COMMANDS = (
-    *("", "generate", "encode", "decode", "add-noise", "train", "info"),
+    *("", "generate", "encode", "decode", "add-noise", "train", "info", "reproduce", "sweep"),
     *("models", "models list", "models show", "models verify", "models convert"),
 )
 QUICK = ("--steps", "2", "--progress", "none")

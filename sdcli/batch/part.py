@@ -43,4 +43,5 @@ class Part:
             training=fingerprints.training,
             key=self.keys.of(settings),
             computed=how.computed,
+            inputs=self.keys.inputs(settings),
         )

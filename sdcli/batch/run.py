@@ -44,7 +44,7 @@ class Run:
         how: everything that decides no picture.
         report: told of every event, in the thread of the run.
 
-    `manifest` and `failures` are None where no jobs are run, or failures not written down.
+    `manifest` is None where no jobs are run, `failures` where they are not written down.
     """
 
     def __init__(self, models: Mapping[str, ModelSpec], benches: Benches, how: RunSettings, report: Report):
@@ -57,7 +57,6 @@ class Run:
         self.preview = None
         if how.preview is not None:
             self.preview = Preview(Path(how.preview), how.preview_vae, self.placement)
-        # of the part in work
         self.part: Part | None = None
         self.bench: Workbench | None = None
         self.finish: Finish | None = None
@@ -69,8 +68,8 @@ class Run:
         Raises:
             SdcliError: one does not.
         """
-        models = [(self.models[name], of_model) for name, of_model in by_model(pictures).items()]
-        return [Part(model, each, check_pictures(each, model, self.how), Keys(model)) for model, each in models]
+        of_models = [(self.models[name], each) for name, each in by_model(pictures).items()]
+        return [Part(model, each, check_pictures(each, model, self.how), Keys(model)) for model, each in of_models]
 
     def __call__(self, pictures: Sequence[Picture]) -> None:
         """Make pictures, one model after the other.
@@ -119,9 +118,8 @@ class Run:
 
     def make_part(self, part: Part, missing: list[Picture]) -> None:
         """Make the pictures of one model."""
-        started_at, told = time.monotonic(), False
+        started_at, told, taken = time.monotonic(), False, []  # by another process
         self.bench = self.benches.of(part.model, self.how)
-        taken: list[Picture] = []  # by another process
         self.finish = Finish(part, self.bench, self.how, self.ladder)
         self.finisher = Finisher(self.finish)
         try:
@@ -223,8 +221,8 @@ class Run:
             self.report(Stepped(group[0].index, len(group), step, total))
             self.report_good()
 
-        width, height = settings[0].width, settings[0].height
-        with explain_out_of_memory(f"at {width}x{height}", what_would_fit(width, height)):
+        size = (settings[0].width, settings[0].height)
+        with explain_out_of_memory(f"at {size[0]}x{size[1]}", what_would_fit(*size)):
             latents = easel.draw(settings, on_step)
         elapsed_s = (time.monotonic() - started_at) / len(group)
         return [

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdcli.checkpoints.weights import sha256_of, training_of, weight_files
+from sdcli.checkpoints.weights import cannot_read, sha256_of, training_of, weight_files
 from sdcli.checkpoints.writing import write_text
 from sdcli.errors import SdcliError
 from sdcli.files import state_of
@@ -33,13 +33,7 @@ class Fingerprints(threading.Thread):
         self, folder: Path, components: Collection[str], adapter: Path | None = None, others: Collection[Path] = ()
     ):
         super().__init__(daemon=True, name="fingerprints")
-        if folder.is_file():
-            self.names = {folder: folder.name}
-        else:
-            files = [path for path in weight_files(folder) if path.relative_to(folder).parts[0] in components]
-            self.names = {path: path.relative_to(folder).as_posix() for path in files}
-        if adapter is not None:
-            self.names |= {path: path.name for path in adapter.glob("*.safetensors")}
+        self.names = files_of(folder, components, adapter)
         for path in others:
             self.names[path] = str(path) if path.name in self.names.values() else path.name
         self._digests: dict[str, str] = {}
@@ -77,6 +71,55 @@ class Fingerprints(threading.Thread):
             self._remembered |= digests
             remember(self._remembered)
         return dict(self._digests)
+
+    def of_files(self) -> dict[Path, str]:
+        """SHA-256 of each file by its path.
+
+        Raises:
+            SdcliError: a file cannot be read.
+        """
+        digests = self.get()
+        return {path: digests[name] for path, name in self.names.items()}
+
+
+def files_of(folder: Path, components: Collection[str], adapter: Path | None = None) -> dict[Path, str]:
+    """The weight files of a model that count, each with its path within the model's folder.
+
+    Args:
+        folder: the model, or its single file.
+        components: whose files count, such as unet and vae.
+        adapter: folder of what is put onto the model.
+    """
+    if folder.is_file():
+        names = {folder: folder.name}
+    else:
+        files = [path for path in weight_files(folder) if path.relative_to(folder).parts[0] in components]
+        names = {path: path.relative_to(folder).as_posix() for path in files}
+    return names if adapter is None else names | {path: path.name for path in adapter.glob("*.safetensors")}
+
+
+def digest_remembered(path: Path) -> str:
+    """SHA-256 of a file, from the memory where it has that of its present state, and put into it where it is large.
+
+    Raises:
+        SdcliError: it cannot be read.
+    """
+    try:
+        state, size = state_of(path), path.stat().st_size
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    remembered = read_remembered() if size >= REMEMBERED_BYTES else {}
+    if state not in remembered:
+        remembered[state] = sha256_of(path)
+        if size >= REMEMBERED_BYTES:
+            remember(remembered)
+    return remembered[state]
+
+
+def places_remembered(digests: Collection[str]) -> list[Path]:
+    """Files that had one of some digests when they were last used, and are still there."""
+    found = [state for state, digest in read_remembered().items() if isinstance(digest, str) and digest in digests]
+    return [path for path in (Path(state.partition("|")[0]) for state in found) if path.is_file()]
 
 
 def memory_file() -> Path:

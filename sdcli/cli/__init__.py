@@ -26,7 +26,9 @@ from sdcli.cli.info import info
 from sdcli.cli.invocation import Invocation, Warm
 from sdcli.cli.models import models
 from sdcli.cli.options import ExamplesFirst, ExamplesFirstGroup
+from sdcli.cli.reproduce import reproduce
 from sdcli.cli.serve import serve
+from sdcli.cli.sweep import sweep
 from sdcli.cli.train import train
 from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
 
@@ -41,10 +43,8 @@ app = typer.Typer(
     context_settings={"max_content_width": WIDEST_HELP},
     pretty_exceptions_enable=False,
 )
-for command in (generate, encode, decode, add_noise, train, info, serve):
-    app.command(cls=ExamplesFirst, no_args_is_help=command in (generate, encode, decode, add_noise, info, serve))(
-        command
-    )
+for command in (generate, encode, decode, add_noise, train, info, reproduce, sweep, serve):
+    app.command(cls=ExamplesFirst, no_args_is_help=command is not train)(command)
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 
