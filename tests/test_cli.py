@@ -21,6 +21,7 @@ from sdcli.settings import SAMPLER_NAMES
 
 COMMANDS = (
     *("", "generate", "encode", "decode", "add-noise", "train", "info"),
+    *("evaluate", "evaluate likelihood", "evaluate vae", "evaluate clip", "evaluate denoiser", "evaluate samples"),
     *("models", "models list", "models show", "models verify", "models convert"),
 )
 QUICK = ("--steps", "2", "--progress", "none")

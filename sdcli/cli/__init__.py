@@ -17,6 +17,7 @@ from sdcli.cli.add_noise import add_noise
 from sdcli.cli.data import data
 from sdcli.cli.decode import decode
 from sdcli.cli.encode import encode
+from sdcli.cli.evaluate import evaluate
 from sdcli.cli.generate import generate
 from sdcli.cli.info import info
 from sdcli.cli.models import models
@@ -39,6 +40,7 @@ for command in (generate, encode, decode, add_noise, train, info):
     app.command(cls=ExamplesFirst, no_args_is_help=command in (generate, encode, decode, add_noise, info))(command)
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
+app.add_typer(evaluate, name="evaluate")
 
 
 class Signalled(BaseException):

@@ -48,6 +48,7 @@ IfExists = Annotated[IfExistsChoice, typer.Option("--if-exists", help="What to d
 Format = Annotated[
     FormatChoice | None, typer.Option("--format", help="File format (default: as --output says, else png).")
 ]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw a figure, as .png or .svg.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.")]
 Progress = Annotated[
     ProgressChoice,
