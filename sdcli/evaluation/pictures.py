@@ -35,6 +35,8 @@ def find_pictures(
     Raises:
         SdcliError: there are fewer, or one cannot be used.
     """
+    if not folder.is_dir():
+        raise SdcliError(f"no folder {folder}", hint=f"expected one with {LAYOUTS}")
     contents = read_contents(folder, where)
     for problem in contents.problems:
         raise SdcliError(f"{problem.place} {problem.message}", hint=f"`sdcli data check {folder} --fix` puts it aside")
