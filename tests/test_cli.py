@@ -22,6 +22,7 @@ from sdcli.settings import SAMPLER_NAMES
 COMMANDS = (
     *("", "generate", "encode", "decode", "add-noise", "train", "info"),
     *("evaluate", "evaluate likelihood", "evaluate vae", "evaluate clip", "evaluate denoiser", "evaluate samples"),
+    *("plot", "plot schedule", "plot training", "plot similarity", "plot trajectory", "plot forward"),
     *("models", "models list", "models show", "models verify", "models convert"),
 )
 QUICK = ("--steps", "2", "--progress", "none")

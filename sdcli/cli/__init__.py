@@ -22,6 +22,7 @@ from sdcli.cli.generate import generate
 from sdcli.cli.info import info
 from sdcli.cli.models import models
 from sdcli.cli.options import ExamplesFirst, ExamplesFirstGroup
+from sdcli.cli.plot import plot
 from sdcli.cli.train import train
 from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
 
@@ -41,6 +42,7 @@ for command in (generate, encode, decode, add_noise, train, info):
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
+app.add_typer(plot, name="plot")
 
 
 class Signalled(BaseException):

@@ -184,3 +184,17 @@ def embed_files(comparer: Comparer, paths: Sequence, batch_size: int = 32, on_pr
         rows.append(comparer.embed_images(torch.cat([load_for_clip(path, size) for path in some])))
         on_progress(start + len(some), len(paths))
     return torch.cat(rows)
+
+
+def compare_files(
+    comparer: Comparer, paths: Sequence, captions: Sequence[str]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """The grid of pictures and captions.
+
+    Returns:
+        Cosines, a row for each caption with a number for each picture; and in the same form how likely each caption is
+        for a picture, among these captions: the softmax of the scaled cosines.
+    """
+    cosines = comparer.embed_texts(captions) @ embed_files(comparer, paths).T  # (N, I)
+    scaled = cosines * comparer.clip.logit_scale.detach().float().cpu().exp()
+    return cosines.tolist(), scaled.softmax(0).tolist()
