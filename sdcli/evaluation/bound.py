@@ -19,7 +19,7 @@ from sdcli.data.folder import Example
 from sdcli.data.order import Size
 from sdcli.errors import SdcliError
 from sdcli.evaluation.denoising import OnProgress, PictureDenoiser, captions_of, nothing, schedule_of, tell
-from sdcli.evaluation.likelihood import Bound, ReverseProcess, estimate_bound
+from sdcli.evaluation.likelihood import Bound, ReverseProcess, draw_levels, estimate_bound
 from sdcli.evaluation.pictures import batches
 from sdcli.pipeline import SdPipeline, require_finite
 
@@ -104,8 +104,8 @@ class Likelihood:
             "shape": list(self.shape),
             "variance": self.variance,
             "num_train_timesteps": self.timesteps,
-            "evaluated_timesteps": bound.timesteps.shape[1] - 1,
-            "stratified": bound.timesteps.shape[1] - 1 < self.timesteps,
+            "evaluated_timesteps": self.timesteps if bound.exhaustive else bound.timesteps.shape[1] - 1,
+            "stratified": not bound.exhaustive,
             "nats": {
                 "prior": float(bound.prior.mean()),
                 "denoising": float(bound.denoising.mean()),
@@ -165,7 +165,7 @@ def measure_likelihood(
     left = schedule_of(pipeline)
     settings.check(len(left))
     variance = settings.variance or pipeline.scheduler.config.variance_type or VARIANCES[0]
-    passes = settings.timesteps + (1 if settings.timesteps == len(left) else 2)  # of a batch
+    passes = len(draw_levels(len(left), settings.timesteps, torch.Generator())[0])  # of a batch
     total = -(-len(examples) // settings.batch_size) * passes
     bounds, codings, rebuilt = [], [], []
     for some, pixel_values in batches(examples, size, settings.batch_size):

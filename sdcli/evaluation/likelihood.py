@@ -23,6 +23,9 @@ Denoiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """Noisy samples (B, ...) and timesteps (B,) to the clean ones that they are taken for, and variance channels if any."""
 
 
+TWICE = 32  # timesteps from the clean end that are looked at twice where all are
+
+
 def reverse_variances(alphas_cumprod: Tensor, variance_type: str, discrete: bool) -> Tensor:
     """Fixed variance of each reverse step, (T,).
 
@@ -121,8 +124,9 @@ def stratum_edges(num_train_timesteps: int, strata: int) -> list[int]:
 def draw_levels(num_train_timesteps: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Timesteps to look at, and how much the term of each counts, so that the weighted sum estimates Σ L_t + L_0.
 
-    Timestep 0 comes first, twice. With `count` = T every other one follows once; with fewer, two independent draws from
-    each of count / 2 strata. So two neighbours always estimate the same thing.
+    Timestep 0 comes first, twice. With `count` = T every other one follows: twice too among the first, whose terms
+    differ much from one to the next, and once among the rest. With fewer, two independent draws from each of count / 2
+    strata. So two neighbours always estimate the same thing, or nearly.
 
     Args:
         num_train_timesteps: T.
@@ -134,8 +138,10 @@ def draw_levels(num_train_timesteps: int, count: int, generator: torch.Generator
     """
     last = num_train_timesteps
     if count == last:
-        timesteps = torch.cat([torch.zeros(2, dtype=torch.int64), torch.arange(1, last)])
-        return timesteps, torch.cat([torch.full((2,), 0.5), torch.ones(last - 1)]).double()
+        first = torch.arange(min(TWICE, last)).repeat_interleave(2)
+        rest = torch.arange(min(TWICE, last), last)
+        weights = torch.cat([torch.full((len(first),), 0.5), torch.ones(len(rest))])
+        return torch.cat([first, rest]), weights.double()
     edges = torch.tensor(stratum_edges(last, count // 2))
     begins, sizes = edges[:-1].repeat_interleave(2), edges.diff().repeat_interleave(2)
     shares = torch.rand(len(sizes), generator=generator)
@@ -153,12 +159,14 @@ class Bound:
         timesteps: that were looked at, (B, K).
         weights: of their terms, (B, K).
         terms: L_0 and L_t, (B, K) nats.
+        exhaustive: whether every timestep is among them, not only draws from strata.
     """
 
     prior: Tensor
     timesteps: Tensor
     weights: Tensor
     terms: Tensor
+    exhaustive: bool = False
 
     @property
     def decoder(self) -> Tensor:
@@ -179,8 +187,8 @@ class Bound:
     def variance(self) -> Tensor:
         """How far each total is off by the chance of noise and timesteps: the estimated variance, (B,).
 
-        From the differences of pairs, which estimate the same thing: exact with strata, somewhat too large where the
-        neighbours are consecutive timesteps.
+        From the differences of pairs, which estimate the same thing: exact with strata, a little too large where all
+        timesteps are looked at and neighbours are consecutive ones.
         """
         weighted = self.weights * self.terms
         pairs = weighted[:, : weighted.shape[1] // 2 * 2].unflatten(1, (-1, 2))  # (B, K / 2, 2)
@@ -192,7 +200,8 @@ class Bound:
     def joined(self, *others: Bound) -> Bound:
         """The terms of more pictures, one below the other."""
         names = ("prior", "timesteps", "weights", "terms")
-        return Bound(*(torch.cat([getattr(each, name) for each in (self, *others)]) for name in names))
+        tensors = (torch.cat([getattr(each, name) for each in (self, *others)]) for name in names)
+        return Bound(*tensors, self.exhaustive)
 
     @property
     def sampling_error(self) -> float:
@@ -205,10 +214,11 @@ class Bound:
         return float(self.total.std()) / len(self.total) ** 0.5 if len(self.total) > 1 else None
 
     def by_timestep(self) -> list[tuple[float, float]]:
-        """Mean timestep and mean term, over all pictures, of each pair that was looked at; L_0 first."""
-        if (self.timesteps == self.timesteps[:1]).all():
-            places = torch.cat([self.timesteps.new_zeros(1), self.timesteps[0, 2:]]).double()
-            means = torch.cat([self.decoder.mean()[None], self.terms[:, 2:].mean(0)])
+        """Mean timestep and mean term, over all pictures, of each timestep or stratum; L_0 first."""
+        if self.exhaustive:
+            places, where = self.timesteps[0].unique(return_inverse=True)
+            sums = torch.zeros(len(places), dtype=torch.float64).index_add_(0, where, self.terms.mean(0))
+            means = sums / where.bincount()
         else:
             places = self.timesteps.double().unflatten(1, (-1, 2)).mean((0, 2))
             means = self.terms.unflatten(1, (-1, 2)).mean((0, 2))
@@ -242,4 +252,4 @@ def estimate_bound(
         terms.append(process.term(original_samples, noise.double(), timestep))
         on_level(place, timesteps.shape[1])
     prior = prior_kl(original_samples, float(process.alphas_cumprod[-1]))
-    return Bound(prior, timesteps, weights, torch.stack(terms, dim=1))
+    return Bound(prior, timesteps, weights, torch.stack(terms, dim=1), exhaustive=count == steps)
