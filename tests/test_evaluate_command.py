@@ -108,7 +108,7 @@ def test_an_empty_folder_is_refused(command, tmp_path, capsys):
         (("likelihood", "--plot", "a.jpg"), "--plot a.jpg must end in .png or .svg"),
         (("likelihood", "--resolution", "18"), "--resolution must be a positive multiple of 4"),
         (("denoiser", "--draws", "0"), "--draws must be from 1 to 1000"),
-        (("vae", "--resolution", "8"), "SSIM needs pictures of at least 11 pixels"),
+        (("vae", "--resolution", "8"), "SSIM needs pictures of at least 11 pixels, got 8"),
         (("vae", "--batch-size", "0"), "--batch-size must be from 1"),
         (("vae", "-n", "0"), "--num-pictures must be at least 1"),
         (("clip",), "has no CLIP image tower"),

@@ -14,7 +14,7 @@ from sdcli.checkpoints.folder import ON_CPU
 from sdcli.components.clip import CLIP
 from sdcli.data.folder import Example
 from sdcli.errors import SdcliError
-from sdcli.evaluation.denoising import bin_edges, measure_losses
+from sdcli.evaluation.denoising import NoiseSettings, bin_edges, measure_losses
 from sdcli.evaluation.distance import compare_features, frechet_distance, share_within
 from sdcli.evaluation.pictures import batches, class_of, find_pictures, fitting_size
 from sdcli.evaluation.reconstruction import MOST_DB, measure_vae, psnr, ssim
@@ -222,10 +222,12 @@ def test_losses_depend_on_nothing_but_picture_and_seed(tiny_model, squares):
     """Not on the batch; and what is trained on noise has the same two losses."""
     examples = find_pictures(squares)
     pipeline = load_pipeline(tiny_model, ON_CPU)
-    some, one_by_one = (measure_losses(pipeline, examples, (16, 16), batch_size=size) for size in (4, 1))
+    some, one_by_one = (
+        measure_losses(pipeline, examples, (16, 16), settings=NoiseSettings(batch_size=size)) for size in (4, 1)
+    )
     torch.testing.assert_close(some.prediction, one_by_one.prediction, rtol=1e-3, atol=1e-5)
     assert torch.equal(some.prediction, some.noise)
-    other = measure_losses(pipeline, examples, (16, 16), seed=9)
+    other = measure_losses(pipeline, examples, (16, 16), settings=NoiseSettings(seed=9))
     assert not torch.allclose(some.prediction, other.prediction)
     assert some.figures()["bins"][3]["first"] == 300
     json.dumps(some.figures())

@@ -102,6 +102,13 @@ def test_the_grid_is_a_table_too(squares, capsys):
     assert all(abs(value) <= 1 for row in told["similarities"] for value in row)
 
 
+def test_dollars_are_no_formulas(squares, tiny_folder, capsys):
+    """In captions and prompts, also where they would be a bad one; and a grid may be one cell."""
+    assert plot("similarity", squares / "red.png", "--caption", r"$\bad 5$", "-o", "a.png") == 0
+    quick = ("--model", tiny_folder, "--seed", "1", "--steps", "1")
+    assert plot("trajectory", r"$\bad 5$ " * 30, *quick, "-o", "b.png") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message", "in_hint"),
     [

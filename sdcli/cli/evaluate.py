@@ -210,22 +210,14 @@ def denoiser(
     check_range("--draws", draws, 1, 1000)
     spec, target = find_loadable(model, models_file), FigureTarget("--plot", plot, if_exists)
     with options.heavy_imports():
-        from sdcli.evaluation.denoising import measure_losses
+        from sdcli.evaluation.denoising import NoiseSettings, measure_losses
         from sdcli.evaluation.pictures import find_pictures
 
     examples = find_pictures(data, num_pictures, where or ())
     pipeline, size = measured.load_sized_pipeline(spec, resolution, device, precision)
+    settings = NoiseSettings(seed=seed, batch_size=batch_size, use_captions=not no_captions)
     with counting(progress, "pictures") as count:
-        found = measure_losses(
-            pipeline,
-            examples,
-            size,
-            seed=seed,
-            draws=draws,
-            batch_size=batch_size,
-            use_captions=not no_captions,
-            on_progress=count,
-        )
+        found = measure_losses(pipeline, examples, size, draws=draws, settings=settings, on_progress=count)
     results.finish(
         {"model": spec.name, **found.figures()}, results.denoiser_lines, as_json, target, "losses_by_timestep"
     )

@@ -18,7 +18,15 @@ from sdcli.components.divergence import discretized_gaussian_log_likelihood
 from sdcli.data.folder import Example
 from sdcli.data.order import Size
 from sdcli.errors import SdcliError
-from sdcli.evaluation.denoising import OnProgress, PictureDenoiser, captions_of, nothing, schedule_of, tell
+from sdcli.evaluation.denoising import (
+    NoiseSettings,
+    OnProgress,
+    PictureDenoiser,
+    captions_of,
+    nothing,
+    schedule_of,
+    tell,
+)
 from sdcli.evaluation.likelihood import Bound, ReverseProcess, draw_levels, estimate_bound
 from sdcli.evaluation.pictures import batches
 from sdcli.pipeline import SdPipeline, require_finite
@@ -28,14 +36,11 @@ DECODERS = {True: "discretised Gaussian over 256 levels", False: "Gaussian densi
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundSettings:
-    """What decides the figures beside model and pictures."""
+class BoundSettings(NoiseSettings):
+    """What decides the bound beside model and pictures."""
 
     timesteps: int  # that are looked at beside 0; T is all of them
     variance: str | None = None  # of the reverse steps; None is the scheduler's
-    seed: int = 0  # picture i takes seed + i
-    batch_size: int = 8
-    use_captions: bool = True
 
     def check(self, num_train_timesteps: int) -> None:
         """Refuse a number of timesteps that the schedule does not have, or that makes no pairs.

@@ -27,6 +27,18 @@ OnProgress = Callable[[int, int], None]
 """Told of how much is done, and of how much there is."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoiseSettings:
+    """What decides figures of a denoiser beside model and pictures."""
+
+    seed: int = 0  # of timesteps and noise; picture i takes seed + i
+    batch_size: int = 8  # pictures at a time; it changes nothing but the speed
+    use_captions: bool = True  # tell the first caption of each picture, else the empty text
+
+
+DEFAULTS = NoiseSettings()
+
+
 def nothing(done: int, total: int) -> None:
     """Take no notice of progress."""
 
@@ -138,10 +150,8 @@ def measure_losses(
     examples: Sequence[Example],
     size: Size,
     *,
-    seed: int = 0,
     draws: int = 1,
-    batch_size: int = 8,
-    use_captions: bool = True,
+    settings: NoiseSettings = DEFAULTS,
     on_progress: OnProgress = nothing,
 ) -> Losses:
     """The loss of every picture in each range of timesteps, at noise that follows from seed and place alone.
@@ -150,18 +160,16 @@ def measure_losses(
         pipeline: the model.
         examples: the pictures.
         size: that they are brought to.
-        seed: of timesteps and noise; picture i takes seed + i.
         draws: timesteps of each range.
-        batch_size: pictures at a time; it changes nothing but the speed.
-        use_captions: tell the first caption of each picture, else the empty text.
+        settings: what else decides the figures.
         on_progress: told of pictures done.
     """
     rows = []
-    for some, pixel_values in batches(examples, size, batch_size):
+    for some, pixel_values in batches(examples, size, settings.batch_size):
         first = len(rows)
-        generators = [torch.Generator().manual_seed(seed + first + place) for place in range(len(some))]
+        generators = [torch.Generator().manual_seed(settings.seed + first + place) for place in range(len(some))]
         latents = pipeline.encode(pixel_values, generators).cpu()
-        denoiser = PictureDenoiser(pipeline, tell(pipeline, captions_of(some, use_captions), size))
+        denoiser = PictureDenoiser(pipeline, tell(pipeline, captions_of(some, settings.use_captions), size))
         rows.extend(_losses_of(denoiser, latents, generators, draws))
         on_progress(len(rows), len(examples))
     prediction, noise = torch.stack(rows).unbind(1)

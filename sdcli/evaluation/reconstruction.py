@@ -150,17 +150,15 @@ def measure_vae(
     if vae is None:
         raise SdcliError("the model has no VAE: it denoises pixels", hint="there is nothing to rebuild")
     if min(size) < WINDOW_PX:
-        raise SdcliError(
-            f"SSIM needs pictures of at least {WINDOW_PX} pixels", hint=f"try --resolution {vae.stride * 2}"
-        )
+        hint = f"try --resolution {-(-WINDOW_PX // vae.stride) * vae.stride}"
+        raise SdcliError(f"SSIM needs pictures of at least {WINDOW_PX} pixels, got {min(size)}", hint=hint)
     kept: list[Rebuilt] = []
     rows, moments = [], []
     for some, pixel_values in batches(examples, size, batch_size):
         posterior = vae.encode(pixel_values.to(vae.device, vae.dtype))
         mean = require_finite(posterior.mean.float(), "VAE", vae.dtype)
         rebuilt = vae_pipeline.decode(mean * vae.config.scaling_factor).cpu()
-        log_variance = posterior.log_variance.double().cpu()
-        mean = mean.double().cpu()
+        mean, log_variance = mean.double().cpu(), posterior.log_variance.double().cpu()
         quality = psnr(pixel_values, rebuilt)
         error = (pixel_values - rebuilt).abs().flatten(1).mean(1)
         kl = kl_gaussian(mean, log_variance).mean((2, 3))  # (B, C)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sdcli.plots.style import BLUE, GREY, ORANGE, content_of, look, new_figure, show_picture
+from sdcli.plots.style import BLUE, GREY, ORANGE, content_of, look, new_figure, plain, show_picture
 
 
 def bound_terms(found: dict[str, Any], file_format: str = "png") -> bytes:
@@ -86,9 +86,10 @@ def worst_sheet(columns: Sequence[tuple[str, float, object, object]], file_forma
         grid = figure.subplots(3, max(len(columns), 4), squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for place, (name, quality, picture, rebuilt) in enumerate(columns):
+        for place, (file, quality, picture, rebuilt) in enumerate(columns):
+            name = plain(file if len(file) < 14 else f"{file[:12]}…")
             difference = numpy.abs(numpy.int16(picture) - numpy.int16(rebuilt))
-            show_picture(grid[0, place], picture, name if len(name) < 14 else f"{name[:12]}…")
+            show_picture(grid[0, place], picture, name)
             show_picture(grid[1, place], rebuilt, f"{quality:.1f} dB")
             show_picture(grid[2, place], numpy.uint8(255 - difference.clip(0, 255)))
         for axes, name in zip(grid[:, 0], ("picture", "rebuilt", "difference"), strict=True):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdcli.plots.style import BLUE, ORANGE, content_of, look, new_figure, show_picture
+from sdcli.plots.style import BLUE, ORANGE, content_of, look, new_figure, plain, show_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +83,7 @@ def trajectory(frames: Sequence[Frame], title: str, what: str, file_format: str 
     with look():
         rows = len(frames)
         figure = new_figure(1.35 * rows + 0.75, 6.6)
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(plain(textwrap.shorten(title, 80, placeholder=" …")), fontsize=11)
         grid = figure.subplots(rows, 3, squeeze=False, width_ratios=(1, 1, 1.6))
         highest = highest_density(frames)
         for axes, frame in zip(grid, frames, strict=True):

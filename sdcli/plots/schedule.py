@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdcli.components.schedule import alphas_cumprod, signal_to_noise_ratio
-from sdcli.plots.style import COLOURS, GREY, content_of, look, new_figure
+from sdcli.plots.style import COLOURS, GREY, content_of, look, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,9 @@ def noise_schedules(curves: Sequence[Curve], marks: str = "", file_format: str =
 
 def draw_curve(axes: Axes, values: Tensor, curve: Curve, style: dict[str, object], with_marks: bool) -> None:
     """One quantity over the timestep, with marks; where it is infinite there is nothing to draw."""
-    axes.plot(range(len(values)), values.masked_fill(~values.isfinite(), float("nan")), label=curve.name, **style)
+    axes.plot(
+        range(len(values)), values.masked_fill(~values.isfinite(), float("nan")), label=plain(curve.name), **style
+    )
     places = [min(round(float(timestep)), len(values) - 1) for timestep in curve.marked]
     seen = [(place, float(values[place])) for place in places if values[place].isfinite()]
     if seen and with_marks:

@@ -57,6 +57,11 @@ def content_of(figure: Figure, file_format: str = "png") -> bytes:
     return content.getvalue()
 
 
+def plain(text: str) -> str:
+    """A text of the user's as it is: matplotlib reads what stands between dollars as a formula."""
+    return text.replace("$", r"\$")
+
+
 def show_picture(axes: Axes, pixels: object, title: str = "") -> None:
     """A picture, (H, W, 3) of numbers from 0 to 255, without axes."""
     axes.imshow(pixels, interpolation="nearest")
