@@ -30,12 +30,19 @@ def check_type(name: str, value: Any, called: str) -> Any:
         item = kinds[0]
         if isinstance(value, list) and all(is_of(item, each) for each in value):
             return tuple(item(each) for each in value)
-        raise SdcliError(f"{called} must be a list of {WORDS_FOR[item][2:]}s, got {shown(value)}", hint="such as []")
+        raise SdcliError(f"{called} must be {in_words(KINDS[name])}, got {shown(value)}", hint="such as []")
     if not any(is_of(each, value) for each in kinds):
-        allowed = " or ".join(WORDS_FOR[each] for each in kinds)
         hint = "write it without quotes" if isinstance(value, str) else "a text stands in quotes, a number does not"
-        raise SdcliError(f"{called} must be {allowed}, got {shown(value)}", hint=hint)
+        raise SdcliError(f"{called} must be {in_words(KINDS[name])}, got {shown(value)}", hint=hint)
     return float(value) if float in kinds and value is not None else value
+
+
+def in_words(kind: Any) -> str:
+    """A setting's type, as people say it."""
+    kinds = get_args(kind) or (kind,)
+    if kinds[-1] is ...:
+        return f"a list of {WORDS_FOR[kinds[0]][2:]}s"
+    return " or ".join(WORDS_FOR[each] for each in kinds)
 
 
 def is_of(kind: type, value: Any) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from sdcli.errors import SdcliError
 from sdcli.jobs import MOST_IMAGES, OF_JOBS
 from sdcli.names import LONGEST_TEXT_IN_NAME, slug
-from sdcli.setting_types import ALIASES, KINDS, WORDS_FOR
+from sdcli.setting_types import ALIASES, KINDS, in_words
 from sdcli.settings import LARGEST_SEED, MOST_INFERENCE_STEPS, GenerateSettings, check_range, did_you_mean
 
 COMMA = re.compile(r"(?<!\\),")
@@ -96,7 +96,7 @@ def value_of(text: str, name: str, kinds: Sequence[type]) -> Any:
         try:
             return kind(text)
         except ValueError:
-            wanted = WORDS_FOR[kind]
+            wanted = in_words(kind)
     raise SdcliError(f"--set {name} must be {wanted}, got {text!r}", hint=f"write {FORMS}")
 
 

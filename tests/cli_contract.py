@@ -10,8 +10,9 @@ from pathlib import Path
 from sdcli import errors
 from sdcli.batch import events
 from sdcli.cli.progress import JsonReporter
-from sdcli.jobs import HINTS, OF_JOBS, SHORT, name_of_kind
+from sdcli.jobs import OF_JOBS
 from sdcli.output import Picture
+from sdcli.setting_types import ALIASES, KINDS, in_words
 from sdcli.settings import STRENGTH, GenerateSettings, GenerationDefaults
 from sdcli.training import events as training_events
 
@@ -175,12 +176,12 @@ def train_events() -> list[tuple[str, str, str]]:
 
 def job_keys() -> list[tuple[str, str, str]]:
     """Key, type and default of everything that a job may say."""
-    flags = {setting: key for key, setting in SHORT.items()}
+    flags = {setting: key for key, setting in ALIASES.items()}
     fields = {each.name: each for each in dataclasses.fields(GenerateSettings)}
     defaults = {"id": "its number, from `00000`", "num_images": "1", "output": "as `--output` says"}
-    rows = [(f"`{key}`", name_of_kind(kind), defaults.get(key, "is passed over")) for key, kind in OF_JOBS.items()]
-    for name, kind in HINTS.items():
-        rows.append((f"`{flags.get(name, name)}`", name_of_kind(kind), default_of(fields[name])))
+    rows = [(f"`{key}`", in_words(kind), defaults.get(key, "is passed over")) for key, kind in OF_JOBS.items()]
+    for name, kind in KINDS.items():
+        rows.append((f"`{flags.get(name, name)}`", in_words(kind), default_of(fields[name])))
     return rows
 
 

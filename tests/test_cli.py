@@ -20,7 +20,9 @@ from sdcli.images import load_image, read_text
 from sdcli.settings import SAMPLER_NAMES
 
 COMMANDS = (
-    *("", "generate", "encode", "decode", "add-noise", "train", "info", "reproduce", "sweep"),
+    *("", "generate", "encode", "decode", "add-noise", "train", "info", "reproduce", "sweep", "serve"),
+    *("evaluate", "evaluate likelihood", "evaluate vae", "evaluate clip", "evaluate denoiser", "evaluate samples"),
+    *("plot", "plot schedule", "plot training", "plot similarity", "plot trajectory", "plot forward"),
     *("models", "models list", "models show", "models verify", "models convert"),
 )
 QUICK = ("--steps", "2", "--progress", "none")

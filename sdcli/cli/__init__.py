@@ -20,12 +20,14 @@ from sdcli.cli.data import data
 from sdcli.cli.decode import decode
 from sdcli.cli.encode import encode
 from sdcli.cli.ending import Signalled
+from sdcli.cli.evaluate import evaluate
 from sdcli.cli.generate import generate
 from sdcli.cli.help import WIDEST_HELP
 from sdcli.cli.info import info
 from sdcli.cli.invocation import Invocation, Warm
 from sdcli.cli.models import models
 from sdcli.cli.options import ExamplesFirst, ExamplesFirstGroup
+from sdcli.cli.plot import plot
 from sdcli.cli.reproduce import reproduce
 from sdcli.cli.serve import serve
 from sdcli.cli.sweep import sweep
@@ -47,6 +49,8 @@ for command in (generate, encode, decode, add_noise, train, info, reproduce, swe
     app.command(cls=ExamplesFirst, no_args_is_help=command is not train)(command)
 app.add_typer(models, name="models")
 app.add_typer(data, name="data")
+app.add_typer(evaluate, name="evaluate")
+app.add_typer(plot, name="plot")
 
 
 def show_version(wanted: bool) -> None:

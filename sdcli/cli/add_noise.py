@@ -93,8 +93,8 @@ def add_noise(
     target.finish(result, as_json, **about)
 
 
-def parse_timesteps(timestep: int | None, strip: str | None) -> list[int]:
-    """The timesteps of `-t` or of `--strip`.
+def parse_timesteps(timestep: int | None, strip: str | None, flag: str = "--strip") -> list[int]:
+    """The timesteps of `-t` or of `--strip`, or of another flag that takes a list.
 
     Raises:
         SdcliError: neither or both are given, or the list is no list of numbers.
@@ -106,4 +106,4 @@ def parse_timesteps(timestep: int | None, strip: str | None) -> list[int]:
     try:
         return [int(each) for each in strip.split(",")]
     except ValueError as error:
-        raise SdcliError(f"--strip {strip} is no list of timesteps", hint="try --strip 0,250,500,999") from error
+        raise SdcliError(f"{flag} {strip} is no list of timesteps", hint=f"try {flag} 0,250,500,999") from error

@@ -104,6 +104,10 @@ Format = Annotated[
     FormatChoice | None,
     typer.Option("--format", help="File format (default: as --output says, else png).", rich_help_panel=OUTPUT),
 ]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="Also draw a figure, as .png or .svg.", rich_help_panel=OUTPUT),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object a line.", rich_help_panel=OUTPUT)]
 Progress = Annotated[
     ProgressChoice,

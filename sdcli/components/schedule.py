@@ -186,9 +186,21 @@ def to_noise(model_output: Tensor, sample: Tensor, alpha_bar: Tensor | float, pr
 
 
 def score(pred_noise: Tensor, alpha_bar: Tensor | float) -> Tensor:
-    """Gradient of log p(x_t) with respect to the noisy latents: which way to change them to make them likelier.
+    """Gradient of log p(x_t) with respect to the noisy sample: which way to change it to make it likelier.
 
-    Reference: Song et al. 2021 (arXiv:2011.13456); Dhariwal & Nichol 2021 (arXiv:2105.05233), eq. 11.
+    ∇ log p(x_t) = −E[ε given x_t] / √(1 − ᾱ_t), whatever the data are (Tweedie's formula). A network with the least
+    squared error predicts that expectation, so its output is the score up to a factor: it has learned which way noisy
+    pictures become likelier, without a probability ever being computed.
+
+    Args:
+        pred_noise: ε_θ(x_t, t), (B, C, H, W); see `to_noise` for other kinds of output.
+        alpha_bar: signal variance left in x_t, below 1.
+
+    Returns:
+        (B, C, H, W).
+
+    Reference: Robbins 1956 and Efron 2011 (doi:10.1198/jasa.2011.tm11181), eq. 1.4; Vincent 2011
+    (doi:10.1162/NECO_a_00142); Song et al. 2021 (arXiv:2011.13456); Dhariwal & Nichol 2021 (arXiv:2105.05233), eq. 11.
     """
     return -pred_noise / (1 - alpha_bar) ** 0.5
 

@@ -123,15 +123,27 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def draw_curves(self) -> None:
-        """Draw metrics.jsonl as curves.png. Of a long run every so-manieth update is drawn, and every validation."""
+    def drawn_rows(self) -> list[dict[str, object]]:
+        """What metrics.jsonl tells: of a long run every so-manieth update, and every validation.
+
+        Raises:
+            SdcliError: a line is damaged.
+        """
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if lines and not lines[-1].endswith("}"):  # it is being written
+            lines.pop()
         every = -(-len(lines) // DRAWN_POINTS)
         chosen = [line for number, line in enumerate(lines) if number % every == 0 or VALIDATION in line]
-        write_whole(training_curves([json.loads(line) for line in chosen]), self.path / "curves.png")
+        try:
+            return [json.loads(line) for line in chosen]
+        except json.JSONDecodeError as error:
+            raise SdcliError(f"{path} is damaged: {error}", hint="was it changed by hand?") from error
+
+    def draw_curves(self) -> None:
+        """Draw metrics.jsonl as curves.png."""
+        if rows := self.drawn_rows():
+            write_whole(training_curves(rows), self.path / "curves.png")
 
     def forget_metrics_after(self, global_step: int) -> None:
         """Drop the lines of updates that the run is about to do again."""

@@ -1,47 +1,40 @@
-"""Curves and pictures of what a run or a model does, as PNG. The only place that knows matplotlib."""
+"""The curves of a training run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING
+
+from sdcli.plots.style import BLUE, GREEN, GREY, ORANGE, content_of, look, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = Mapping[str, object]
-INCHES = (9.0, 6.0)  # of four panels; at 100 dots an inch
+HEIGHT_IN = 6.0
 SMOOTHED_OVER = 0.05  # of a curve's points, for the line that is drawn over them
-BLUE, ORANGE, GREEN, GREY = "#1f77b4", "#e07b1a", "#2b9348", "#9aa0a6"
 
 
-def training_curves(rows: Sequence[Row]) -> bytes:
-    """What a training run has done so far, as a PNG of four panels.
+def training_curves(rows: Sequence[Row], file_format: str = "png") -> bytes:
+    """What a training run has done so far, as four panels.
 
     Args:
         rows: of metrics.jsonl: updates, and validations between them.
+        file_format: png or svg.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second, and few commands draw
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=INCHES, dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    updates = [row for row in rows if "loss" in row]
-    validations = [row for row in rows if "loss" not in row]
-    (losses, validation), (by_timestep, rate) = figure.subplots(2, 2)
-    draw_losses(losses, updates)
-    draw_validation(validation, validations)
-    draw_by_timestep(by_timestep, updates)
-    draw_rate(rate, updates)
-    for axes in figure.axes:
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in (by_timestep, rate):
-        axes.set_xlabel("updates")
-    content = BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+    with look():
+        figure = new_figure(HEIGHT_IN)
+        updates = [row for row in rows if "loss" in row]
+        validations = [row for row in rows if "loss" not in row]
+        (losses, validation), (by_timestep, rate) = figure.subplots(2, 2)
+        draw_losses(losses, updates)
+        draw_validation(validation, validations)
+        draw_by_timestep(by_timestep, updates)
+        draw_rate(rate, updates)
+        for axes in (by_timestep, rate):
+            axes.set_xlabel("updates")
+        return content_of(figure, file_format)
 
 
 def draw_losses(axes: Axes, rows: Sequence[Row]) -> None:

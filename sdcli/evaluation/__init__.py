@@ -1,0 +1,1 @@
+"""Figures of a model on pictures: likelihood, reconstruction, retrieval, denoising, distance of samples."""
