@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -77,9 +77,12 @@ def locate(record: Record, places: Places, lenient: bool = False) -> Found:
     """
     moved: dict[str, str] = {}
     changed: list[Difference] = []
+    beside: set[str | None] = set()  # SHA-256 of weights that are not the model's own
     for kind, name in named_files(record.settings):
-        digest, here = recorded_digest(record, name), file_here(kind, name)
+        digest, here = record.provenance.inputs.get(name), file_here(kind, name)
         found_digest = None if here is None else digest_remembered(here)
+        if kind not in SEEN:
+            beside.add(digest or found_digest)
         if here is not None and digest in (None, found_digest):
             continue
         suffixes = PICTURES if kind in SEEN else WEIGHTS
@@ -90,16 +93,27 @@ def locate(record: Record, places: Places, lenient: bool = False) -> Found:
             changed.append(Difference(name, digest, found_digest))
         else:
             raise missing(record, name, Difference(kind, digest, found_digest), places)
-    model, differing = locate_model(record, places, lenient)
+    model, differing = locate_model(record, beside, places, lenient)
     if model.name != record.settings.model:
         moved[record.settings.model] = model.name
     return Found(renamed(record.settings, moved, model.name), model, moved, [*differing, *changed])
 
 
-def locate_model(record: Record, places: Places, lenient: bool) -> tuple[ModelSpec, list[Difference]]:
-    """The model of a picture, and what of it has another content; arguments and errors as for `locate`."""
+def locate_model(
+    record: Record, beside: Collection[str | None], places: Places, lenient: bool
+) -> tuple[ModelSpec, list[Difference]]:
+    """The model of a picture, and what of it has another content.
+
+    Args:
+        record: what the picture says of it.
+        beside: SHA-256 of weights that go with it.
+        places: as for `locate`.
+        lenient: as for `locate`.
+
+    Raises:
+        SdcliError: as for `locate`.
+    """
     name, recorded = record.settings.model, record.provenance.weights
-    beside = {recorded_digest(record, each) for kind, each in named_files(record.settings) if kind not in SEEN}
     wanted = {path: digest for path, digest in recorded.items() if digest not in beside}
     parts = [part for part in HASHED if part != "vae" or record.settings.vae is None]
     for spec in candidates(name, wanted, places):
@@ -170,12 +184,6 @@ def named_files(settings: GenerateSettings) -> Iterator[tuple[str, str]]:
     for kind in LISTS:
         yield from ((kind, each) for each in getattr(settings, kind))
     yield from ((kind, getattr(settings, kind)) for kind in SINGLE if getattr(settings, kind) is not None)
-
-
-def recorded_digest(record: Record, name: str) -> str | None:
-    """SHA-256 of a file by its name in the settings; None where the picture does not say it."""
-    provenance = record.provenance
-    return provenance.inputs.get(name) or provenance.weights.get(os.path.basename(name))
 
 
 def file_here(kind: str, name: str) -> Path | None:

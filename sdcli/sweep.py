@@ -19,7 +19,7 @@ from typing import Any
 
 from sdcli.errors import SdcliError
 from sdcli.jobs import MOST_IMAGES, OF_JOBS
-from sdcli.names import LONGEST_TEXT_IN_NAME, slug
+from sdcli.names import slug
 from sdcli.setting_types import ALIASES, KINDS, in_words
 from sdcli.settings import LARGEST_SEED, MOST_INFERENCE_STEPS, GenerateSettings, check_range, did_you_mean
 
@@ -181,9 +181,7 @@ def readable(value: Any) -> str:
 
 def numbered(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Jobs whose ids are different as parts of file names too: with a number in front where they are not."""
-    names = {slug(job["id"]) for job in jobs}
-    longest = max(len(job["id"].encode()) for job in jobs)
-    if len(names) == len(jobs) and longest <= LONGEST_TEXT_IN_NAME:
+    if len({slug(job["id"]) for job in jobs}) == len(jobs):
         return jobs
     digits = len(str(len(jobs) - 1))
     return [{**job, "id": f"{place:0{digits}d}-{job['id']}"} for place, job in enumerate(jobs)]

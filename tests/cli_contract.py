@@ -130,7 +130,7 @@ def generate_events() -> list[tuple[str, str, str]]:
             prompt="", model="", seed=0, width=8, height=8, num_inference_steps=1, guidance_scale=1
         ),
         index=0,
-        path=Path("a.png"),
+        file="a.png",
     )
     examples = {
         "There": events.There(picture),

@@ -1,7 +1,5 @@
 """Rate and time left of a run, by events whose times are known."""
 
-from pathlib import Path
-
 import pytest
 
 from sdcli.batch.events import Failed, Loaded, Made, Stepped, There
@@ -14,7 +12,7 @@ from sdcli.settings import GenerateSettings
 SETTINGS = GenerateSettings(
     prompt="", model="tiny", seed=0, width=8, height=8, num_inference_steps=2, guidance_scale=1.0
 )
-PICTURE = Picture(settings=SETTINGS, index=0, path=Path("a.png"))
+PICTURE = Picture(settings=SETTINGS, index=0, file="a.png")
 LOADED = Loaded("tiny", "cpu", "fp32", 1.0)
 
 

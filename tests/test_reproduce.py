@@ -253,6 +253,20 @@ def test_a_model_that_has_moved_is_found(model, make, reproduce, monkeypatch, mo
     assert settings["model"] in ("mine", str(Path(settings["model"]).resolve()))  # where it is now
 
 
+def test_a_model_is_taken_for_another_only_if_all_of_it_is_the_same(model, make, reproduce):
+    """Neither one that lacks weights, nor the same one with something put onto it."""
+    picture = make("pictures/a.png")
+    model.rename("z")
+    Path("a").mkdir()
+    shutil.copy("z/model_index.json", "a")
+    Path("b").mkdir()
+    Path("b/adapter.json").write_text(json.dumps({"model": "z"}))
+    save_file({"lora": torch.ones(1)}, "b/it.safetensors")
+    ended = reproduce(picture, "--check", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["moved"] == {"model": str(Path("z").resolve())}
+
+
 def test_a_single_file_that_has_moved_is_found(make, command, reproduce, tmp_path):
     """Whatever it is called now."""
     from families import write_single_file
@@ -500,6 +514,9 @@ def test_a_damaged_picture_is_one_error(model, make, reproduce, change, message)
 
 
 def test_a_picture_from_before_inputs_were_written_down(rich, reproduce):
-    """Weights are known by their file's name there, pictures are taken as they are."""
+    """What it names is taken as it is, and is not mistaken for a part of the model."""
     picture = rewrite(rich, lambda content: content.pop("inputs"))
-    assert reproduce(picture, "--check").code == 0
+    ended = reproduce(picture, "--check")
+    assert (ended.code, ended.err) == (0, "")
+    Path("add/it.safetensors").rename("it.safetensors")
+    assert "the picture does not say what its lora was" in reproduce(picture).error
