@@ -194,6 +194,31 @@ def test_what_a_family_does_not_take_is_refused(name, flags, message, folders, t
     assert not (tmp_path / "b.png").exists()
 
 
+def test_a_lora_in_a_pickle_needs_to_be_allowed(folders, tmp_path, monkeypatch, capsys):
+    """And is not run then either."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.bin").write_bytes(b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch it-ran\x85R.")
+    command = [
+        "generate",
+        "a cat",
+        "-m",
+        str(folders["flux"]),
+        "-W",
+        "32",
+        "-H",
+        "32",
+        "--lora",
+        "evil.bin",
+        "-o",
+        "b.png",
+    ]
+    for flags, says in (([], "evil.bin is a pickle"), (["--allow-pickle"], "a LoRA does not fit FluxPipeline")):
+        assert run([*command, *flags]) == 1
+        error = capsys.readouterr().err
+        assert says in error and "Traceback" not in error
+    assert not (tmp_path / "it-ran").exists() and not (tmp_path / "b.png").exists()
+
+
 def test_a_folder_of_another_family_that_is_damaged_is_one_error(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folders["sd3"], tmp_path / "broken")

@@ -25,7 +25,7 @@ from sdcli.families import SD1
 pytestmark = pytest.mark.slow
 
 LARGEST_PEAK = 1.15  # of the weights, above what was there before loading
-SIDE_PX, STEPS = 64, 2
+SIDE_PX, STEPS = 64, 1
 # What the kernel tells of a process by getrusage begins with the peak of the one that started it; VmHWM does not.
 LOAD = """
 import json, sys

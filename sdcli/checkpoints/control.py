@@ -1,7 +1,6 @@
 """ControlNets from disk: stock's own network, which stands beside our UNet."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 from torch import nn
 
@@ -48,7 +47,7 @@ def load_controlnet(name: str, placement: Placement, unet: UNet, allow_pickle: b
     how = {"use_safetensors": not pickled, "variant": "fp16" if ".fp16." in weights.name else None}
     try:
         network = ControlNetModel.from_pretrained(folder, torch_dtype=placement.dtype, local_files_only=True, **how)
-    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise SdcliError(f"{name} does not load: {str(error).splitlines()[0]}", hint=COPIED_IN_PART) from error
     return network.to(placement.device).eval().requires_grad_(False)
 
