@@ -58,6 +58,7 @@ VARIABLES = {
     "XDG_CONFIG_HOME": "where `sdcli/models.toml` is looked for (default: `~/.config`)",
     "XDG_CACHE_HOME": "where `sdcli/` keeps hashes of weights, and latents and text features of training (default: "
     "`~/.cache`)",
+    "SDCLI_SOCKET": "of the server that `generate` runs in, see `sdcli serve`",
     "HF_HUB_OFFLINE": "`1` is `--offline`",
     "HF_HOME": "where the hub's library keeps what it fetches, in `hub/` (default: `~/.cache/huggingface`)",
     "HF_HUB_CACHE": "the same, that folder itself",

@@ -1,5 +1,6 @@
 """docs/cli.md is what the program says, whole, and the same on every machine."""
 
+import json
 import re
 from pathlib import Path
 
@@ -73,10 +74,11 @@ def test_every_variable_that_the_program_reads_is_told():
 
 def test_every_job_key_is_one_that_is_taken():
     """And every key that is taken is there."""
-    from sdcli.jobs import HINTS, OF_JOBS, SHORT, check_job
+    from sdcli.jobs import OF_JOBS, read_job
+    from sdcli.setting_types import ALIASES, KINDS
 
     keys = [key.strip("`") for key, _, _ in cli_contract.job_keys()]
-    assert set(keys) == {*OF_JOBS, *SHORT, *HINTS} - set(SHORT.values())
-    samples = {"text": "a", "whole": 1, "number": 1.0, "list,": []}
+    assert set(keys) == {*OF_JOBS, *ALIASES, *KINDS} - set(ALIASES.values())
+    samples = {"text": "a", "whole": 1, "number": 1.0, "list": []}
     for key, kind, _ in cli_contract.job_keys():
-        check_job({key.strip("`"): samples[kind.split()[1]]}, "here")
+        read_job(json.dumps({key.strip("`"): samples[kind.split()[1]]}), "here")

@@ -20,6 +20,7 @@ from sdcli.checkpoints.folder import ON_CPU
 from sdcli.checkpoints.lora import Change, layers_of, simo_layers
 from sdcli.errors import SdcliError
 from sdcli.registry import find_model
+from sdcli.run_settings import RunSettings
 from sdcli.settings import GenerateSettings
 from sdcli.workbench import Workbench
 
@@ -155,7 +156,7 @@ def test_each_lora_is_warned_of_once(folders, tmp_path):
     reference = fresh_stock(folders["sd1"])
     file = tmp_path / "mixed.safetensors"
     save_file(as_kohya(matrices(reference), reference) | STRANGE, file)
-    bench = Workbench(find_model(str(folders["sd1"])), ON_CPU, lenient=True)
+    bench = Workbench(find_model(str(folders["sd1"])), ON_CPU, RunSettings(lenient=True))
     common = {"prompt": PROMPT, "model": "sd1", "seed": 1, "width": 32, "height": 32}
     plain = GenerateSettings(**common, num_inference_steps=3, guidance_scale=5.0)
     told = []

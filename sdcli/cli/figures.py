@@ -27,7 +27,7 @@ class FigureTarget:
         self.wanted = False
         if self.path is None:
             return
-        from sdcli.output import already_there, check_writable  # it knows pictures, which --help need not
+        from sdcli.results import already_there, check_writable  # it knows pictures, which --help need not
 
         if self.path.suffix.lower() not in FORMATS:
             raise SdcliError(
@@ -44,6 +44,6 @@ class FigureTarget:
 
     def write(self, content: bytes) -> Path:
         """Write the figure, and give the path that it has got."""
-        from sdcli.output import write_result
+        from sdcli.results import write_result
 
         return write_result(content, self.path, self.if_exists)

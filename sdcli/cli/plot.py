@@ -47,13 +47,13 @@ def plot_schedule(
     output: Output,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help=f"{', '.join(ALL_SCHEDULES)}, cosine, or models (default: all)."),
+        typer.Argument(metavar="[NAME]...", help=f"Of {', '.join(ALL_SCHEDULES)}, cosine, or models (default: all)."),
     ] = None,
     zero_snr: Annotated[
         bool, typer.Option("--zero-snr", help="Also each of them rescaled to zero terminal SNR.")
     ] = False,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Mark the steps of a sampler.")] = None,
-    sampler: Annotated[str, typer.Option("--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)}.")] = "ddim",
+    sampler: Annotated[str, typer.Option("--sampler", metavar="NAME", help=f"Of {', '.join(SAMPLER_NAMES)}.")] = "ddim",
     schedule: Annotated[
         str | None, typer.Option("--schedule", metavar="NAME", help=f"Of sigmas: {', '.join(SCHEDULE_NAMES)}.")
     ] = None,
@@ -185,7 +185,9 @@ def plot_similarity(
 def plot_trajectory(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
     output: Output,
-    negative_prompt: Annotated[str, typer.Option("-N", "--negative-prompt", metavar="TEXT")] = "",
+    negative_prompt: Annotated[
+        str | None, typer.Option("-N", "--negative-prompt", metavar="TEXT", help="What to steer away from.")
+    ] = None,
     model: options.Model = None,
     seed: options.Seed = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Default: the model's own.")] = None,
@@ -193,7 +195,7 @@ def plot_trajectory(
         float | None, typer.Option("-g", "--guidance-scale", metavar="X", help="1 is off (default: the model's own).")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option("--sampler", metavar="NAME", help=f"{', '.join(SAMPLER_NAMES)}.")
+        str | None, typer.Option("--sampler", metavar="NAME", help=f"Of {', '.join(SAMPLER_NAMES)}.")
     ] = None,
     rows: Annotated[int, typer.Option("--rows", metavar="N", help="Steps that are drawn, evenly.")] = 6,
     width: Annotated[int | None, typer.Option("-W", "--width", metavar="N", help="Pixels.")] = None,
@@ -235,7 +237,7 @@ def plot_trajectory(
             from sdcli.plots.processes import trajectory
 
         pipeline = load_pipeline(spec, choose_placement(device, precision))
-        moments = record(pipeline, (prompt, negative_prompt), size, settings, drawn_seed)
+        moments = record(pipeline, (prompt, negative_prompt or ""), size, settings, drawn_seed)
         frames = trajectory_frames(pipeline, spread(moments, rows))
         what = "pixels" if pipeline.vae is None else "latents"
         target.write(trajectory(frames, prompt, what, target.format))

@@ -50,10 +50,13 @@ def reproduce(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="NAME", help=f"auto, cpu, cuda, cuda:N or mps {AS_RECORDED}."),
+        typer.Option(
+            "--device", metavar="NAME", help=f"Where to compute: auto, cpu, cuda, cuda:N or mps {AS_RECORDED}."
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", metavar="NAME", help=f"auto, fp32, fp16 or bf16 {AS_RECORDED}.")
+        str | None,
+        typer.Option("--precision", metavar="NAME", help=f"Number format: auto, fp32, fp16 or bf16 {AS_RECORDED}."),
     ] = None,
     models_file: options.ModelsFile = None,
     if_exists: options.IfExists = IfExistsChoice.error,

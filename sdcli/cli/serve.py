@@ -27,7 +27,7 @@ def serve(
 ) -> None:
     """Keep a model loaded, so that a loop in a script does not load it each time.
 
-    sdcli serve --socket ~/.sdcli.sock &
+    sdcli serve --socket ~/.sdcli.sock
     sdcli generate "a cute kitten" --socket ~/.sdcli.sock
     sdcli serve --socket /tmp/sd.sock --model emoji --idle-timeout 60
 
