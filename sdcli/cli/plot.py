@@ -49,9 +49,7 @@ def plot_schedule(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help=f"Of {', '.join(ALL_SCHEDULES)}, cosine, or models (default: all)."),
     ] = None,
-    zero_snr: Annotated[
-        bool, typer.Option("--zero-snr", help="Also each of them rescaled to zero terminal SNR.")
-    ] = False,
+    zero_snr: Annotated[bool, typer.Option("--zero-snr", help="Also each with zero terminal SNR.")] = False,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Mark the steps of a sampler.")] = None,
     sampler: Annotated[str, typer.Option("--sampler", metavar="NAME", help=f"Of {', '.join(SAMPLER_NAMES)}.")] = "ddim",
     schedule: Annotated[
