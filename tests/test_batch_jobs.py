@@ -350,10 +350,12 @@ def test_two_processes_share_a_folder_and_no_picture(tmp_path, command):
     assert len(seeds) == 1
 
 
-SLOW_SIGNALS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)]
+SLOW_SIGNALS = [
+    pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW_SIGNALS])
+@pytest.mark.parametrize("number", SLOW_SIGNALS)
 def test_a_run_that_is_ended_goes_on_where_it_was(tmp_path, command, number):
     """Nothing is made twice, nothing is missing, nothing half-written lies about."""
     process = command("out/", "--seed", "3")

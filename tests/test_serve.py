@@ -93,6 +93,7 @@ def waits(process: subprocess.Popen) -> None:
     assert process.stdout.readline()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_client_that_ends_frees_its_place(server, tiny_folder, number, code):
     """Its pictures stay whole, and the next command is served; a full queue refuses more."""
