@@ -14,9 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sdcli.checkpoints import fingerprints
 from sdcli.checkpoints.control import find_controlnet
 from sdcli.checkpoints.fingerprints import Fingerprints
-from sdcli.checkpoints.weights import sha256_of, weight_file, weight_files
+from sdcli.checkpoints.weights import sha256_of, weight_file
 from sdcli.errors import SdcliError
 from sdcli.files import state_of
 from sdcli.registry import INDEX, ModelSpec, find_model
@@ -25,7 +26,8 @@ from sdcli.settings import GenerateSettings, lora_of
 # Components whose files decide a picture.
 HASHED = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer")
 PICTURES = ("init_image", "mask")
-NAMED = ("model", "lora", "embedding", "vae", "controlnet", "control_image", *PICTURES)  # by files: not told by name
+SINGLE, LISTS = ("vae", *PICTURES), ("embedding", "controlnet", "control_image")
+NAMED = ("model", "lora", *SINGLE, *LISTS)  # by files: not told by name
 OTHERS = tuple(each.name for each in fields(GenerateSettings) if each.name not in NAMED)
 
 
@@ -60,11 +62,10 @@ class Keys:
         """
         values: dict[str, Any] = {name: getattr(settings, name) for name in OTHERS}
         values["weights"] = sorted(self.fingerprints(settings).get().values())
-        values["lora"] = [(digest_of(file), share) for file, share in map(lora_of, settings.lora)]
-        for name in PICTURES:
-            file = getattr(settings, name)
-            values[name] = file and digest_of(file)
-        values["control_image"] = [digest_of(file) for file in settings.control_image]
+        digests = self.inputs(settings)
+        values["lora"] = [(digests[file], share) for file, share in map(lora_of, settings.lora)]
+        values |= {name: [digests[file] for file in getattr(settings, name)] for name in LISTS}
+        values |= {name: digests.get(getattr(settings, name)) for name in SINGLE}
         return key_of(values)
 
     def inputs(self, settings: GenerateSettings) -> dict[str, str]:
@@ -104,9 +105,7 @@ def digest_in_state(path: Path, state: str) -> str:
 
 def files_of(model: ModelSpec) -> list[Path]:
     """The weight files of a model."""
-    adapter = [] if model.adapter is None else list(model.adapter.glob("*.safetensors"))
-    files = [model.path] if model.path.is_file() else weight_files(model.path)
-    return [*files, *adapter, *([] if model.lora is None else [model.lora])]
+    return [*fingerprints.files_of(model.path, HASHED, model.adapter), *([] if model.lora is None else [model.lora])]
 
 
 def weights_beside(settings: GenerateSettings) -> list[Path]:

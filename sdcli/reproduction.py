@@ -104,10 +104,8 @@ def make_again(plans: Sequence[Again], report: Report) -> None:
     for plan, picture in zip(plans, pictures, strict=True):
         runs.setdefault((plan.placement, plan.how), []).append(picture)
     made = [(Run(models, benches.setdefault(at, Benches(at)), how, report), each) for (at, how), each in runs.items()]
-    for run, each in made:
-        run.check(each)
-    for run, each in made:
-        run(each)
+    for run, parts in [(run, run.check(each)) for run, each in made]:  # all are checked before the first is made
+        run(parts)
 
 
 def in_format(content: bytes, file_format: str) -> bytes:

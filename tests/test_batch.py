@@ -24,6 +24,7 @@ from sdcli.output import Picture
 from sdcli.registry import find_model
 from sdcli.run_settings import RunSettings
 from sdcli.settings import GenerateSettings
+from sdcli.workbench import Benches
 
 SETTINGS = GenerateSettings(
     prompt="the red cat", model="tiny", seed=1, width=16, height=16, num_inference_steps=3, guidance_scale=5.0
@@ -44,7 +45,8 @@ def pictures(folder: Path, *changes: dict, **shared) -> list[Picture]:
 
 def run(todo, model, **options) -> list:
     events = []
-    batch.run(todo, {"tiny": model}, ON_CPU, events.append, RunSettings(**options))
+    making = batch.Run({"tiny": model}, Benches(ON_CPU), RunSettings(**options), events.append)
+    making(making.check(todo))
     return events
 
 

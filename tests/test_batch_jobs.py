@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sdcli import keys
 from sdcli.batch import groups, memory
 from sdcli.batch.events import Failed, Made, There, Warned
 from sdcli.batch.failures import FailureList
@@ -53,10 +54,10 @@ def run(todo, model, folder: Path | None = None, **how) -> list:
     if how.get("on_error") == "skip":
         making.failures = FailureList(folder or todo[0].path.parent, Shard())
     if folder is None:
-        making(todo)
+        making(making.check(todo))
         return events
     with Manifest(folder, 7) as making.manifest:
-        making(todo)
+        making(making.check(todo))
     return events
 
 
@@ -171,6 +172,33 @@ def test_in_a_batch_only_the_bad_picture_fails(tmp_path, tiny_model, monkeypatch
     monkeypatch.setattr("sdcli.batch.run.group_size", lambda *_: 3)
     events = run(pictures(tmp_path, 3), tiny_model, on_error="skip")
     assert (of_kind(events, Made), of_kind(events, Failed)) == ([0, 2], [1])
+
+
+def test_what_does_not_load_fails_its_own_pictures(tmp_path, tiny_model):
+    """A LoRA that is none; the jobs before and behind it are done."""
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    bad = pictures(tmp_path / "out", 1, lora=(str(tmp_path / "bad.safetensors"),))
+    good = [
+        replace(each, index=each.index + 1, file=f"{tmp_path}/out/g{each.index}.png") for each in pictures(tmp_path, 2)
+    ]
+    events = run([good[0], *bad, good[1]], tiny_model, tmp_path / "out", on_error="skip")
+    assert (of_kind(events, Made), of_kind(events, Failed)) == ([1, 2], [0])
+    with pytest.raises(SdcliError):
+        run(bad, tiny_model, tmp_path / "stop")
+
+
+def test_a_key_knows_the_order_of_what_has_one(tmp_path, tiny_model, monkeypatch):
+    """Two ControlNets with one picture and two weights are another picture the other way round."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+    monkeypatch.setattr(keys, "find_controlnet", lambda name: Path(f"{name}.safetensors"))
+    monkeypatch.setattr("sdcli.checkpoints.fingerprints.training_of", lambda path: None)
+    drawing = tmp_path / "drawing.png"
+    Image.new("RGB", (16, 16)).save(drawing)
+    both = (str(tmp_path / "a"), str(tmp_path / "b"))
+    shared = {"control_image": (str(drawing),) * 2, "control_scale": (1.0, 0.5)}
+    found = {keys.Keys(tiny_model).of(replace(SETTINGS, controlnet=order, **shared)) for order in (both, both[::-1])}
+    assert len(found) == 2
 
 
 # Memory

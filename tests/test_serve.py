@@ -113,6 +113,17 @@ def test_a_client_that_ends_frees_its_place(server, tiny_folder, number, code):
     assert not list(Path("many").glob(".*"))
 
 
+def test_a_server_that_is_ended_ends_its_command(server, tiny_folder):
+    """Both with the code of the signal; what is done stays, the socket goes."""
+    many = ("generate", "a cat", "-n", "5000", "-m", str(tiny_folder), "--steps", "8", "--progress", "none")
+    client = start(*many, "-o", "many/", "--socket", "s.sock")
+    waits(client)
+    server.terminate()
+    assert server.wait(timeout=60) == 143
+    assert ended(client)[0] == 143
+    assert not Path("s.sock").exists() and not list(Path("many").glob(".*"))
+
+
 def test_a_server_ends_when_nobody_comes(tmp_path):
     """And takes its socket away."""
     code, out, err = sdcli_run("serve", "--socket", "s.sock", "--idle-timeout", "0.1")

@@ -23,9 +23,8 @@ class FailureList:
     """
 
     def __init__(self, folder: Path, shard: Shard):
-        part = "" if shard.count == 1 else f"-{shard.index + 1}-of-{shard.count}"
         self.folder = folder
-        self.path = folder / f"failed{part}.jsonl"
+        self.path = folder / name_of_list(shard)
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
 
@@ -45,3 +44,8 @@ class FailureList:
         except OSError as cause:
             hint = "free some space, or choose another --output"
             raise SdcliError(f"cannot write {self.path}: {cause.strerror}", hint=hint) from cause
+
+
+def name_of_list(shard: Shard) -> str:
+    """The name of the file of a shard."""
+    return "failed.jsonl" if shard.count == 1 else f"failed-{shard.index + 1}-of-{shard.count}.jsonl"

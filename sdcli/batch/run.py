@@ -21,7 +21,7 @@ from sdcli.batch.groups import by_kind, by_model, group_size, portions
 from sdcli.batch.manifest import Manifest
 from sdcli.batch.memory import Ladder, what_would_fit
 from sdcli.batch.part import Part
-from sdcli.device import Placement, explain_out_of_memory
+from sdcli.device import explain_out_of_memory
 from sdcli.drawing import Easel, ForeignEasel
 from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
 from sdcli.keys import Keys
@@ -71,14 +71,14 @@ class Run:
         of_models = [(self.models[name], each) for name, each in by_model(pictures).items()]
         return [Part(model, each, check_pictures(each, model, self.how), Keys(model)) for model, each in of_models]
 
-    def __call__(self, pictures: Sequence[Picture]) -> None:
-        """Make pictures, one model after the other.
+    def __call__(self, parts: Sequence[Part]) -> None:
+        """Make pictures that have been checked, one model after the other.
 
         Raises:
             SdcliError: a model does not load or does not take the settings, memory or disk run out, or the networks
                 give values that are no numbers; unless failures are skipped. What was made before is on disk.
         """
-        for part in self.check(pictures):
+        for part in parts:
             self.part = part
             if missing := self.missing(part):
                 self.make_part(part, missing)
@@ -124,7 +124,8 @@ class Run:
         self.finisher = Finisher(self.finish)
         try:
             for alike in by_kind(missing):
-                easel = self.prepare(alike[0].settings)
+                if (easel := self.prepare(alike)) is None:
+                    continue
                 if not told:
                     where = (str(self.placement.device), self.placement.precision)
                     self.report(Loaded(part.model.name, *where, time.monotonic() - started_at))
@@ -134,18 +135,22 @@ class Run:
             self.collect(waiting=0)
             for picture in taken:
                 self.manifest.wait_for(picture.path)
-                if not self.was_made_meanwhile(picture):
-                    self.make([picture], self.prepare(picture.settings))
+                if not self.was_made_meanwhile(picture) and (easel := self.prepare([picture])) is not None:
+                    self.make([picture], easel)
             self.collect(waiting=0)
         finally:
             self.finisher.close()  # what is denoised is written, whatever has happened
             self.report_good()
 
-    def prepare(self, settings: GenerateSettings) -> Easel | ForeignEasel:
-        """The easel for pictures of some settings."""
-        hint = "try --precision fp16 or bf16, or a smaller model"
-        with explain_out_of_memory(f"while loading {self.part.model.name}", hint):
-            easel = self.bench.easel(settings)
+    def prepare(self, alike: Sequence[Picture]) -> Easel | ForeignEasel | None:
+        """The easel for pictures of equal settings but for text and seed; None where what they need does not load."""
+        settings, hint = alike[0].settings, "try --precision fp16 or bf16, or a smaller model"
+        try:
+            with explain_out_of_memory(f"while loading {self.part.model.name}", hint):
+                easel = self.bench.easel(settings)
+        except SdcliError as error:
+            self.fail(alike, error)
+            return None
         for message in self.bench.warnings():
             self.report(Warned(message))
         self.part.keys.fingerprints(settings)  # hashed beside the work
@@ -287,14 +292,3 @@ class Run:
 def in_parts(group: list[Picture], size: int) -> list[list[Picture]]:
     """A group as groups of at most `size`."""
     return [group[start : start + size] for start in range(0, len(group), size)]
-
-
-def run(
-    pictures: Sequence[Picture],
-    models: Mapping[str, ModelSpec],
-    placement: Placement,
-    report: Report,
-    how: RunSettings = RunSettings(),  # noqa: B008 - frozen
-) -> None:
-    """Make pictures with models that are loaded for them, without a manifest; see `Run`."""
-    Run(models, Benches(placement), how, report)(pictures)

@@ -108,7 +108,7 @@ class Plan:
         Raises:
             SdcliError: something is wrong with what is asked for, or where it is to go.
         """
-        seed, drawn_seed = asked.settings.get("seed"), None
+        seed = asked.settings.get("seed")
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         moment = (secrets.randbits(32), time.time())
         if world > 1:
@@ -117,10 +117,9 @@ class Plan:
         if where.output == PIPE:
             check_pipe()
         where = replace(where, started_at=moment[1])
-        if seed is None:
-            drawn_seed = (seed_in(where.folder) if asked.of_jobs else None) or moment[0]
-        plan = cls(asked, where, shard, drawn_seed if seed is None else seed, seed is None, [], {})
-        return plan.with_seed(plan.seed)
+        seeds = (seed, seed_in(where.folder) if seed is None and asked.of_jobs else None, moment[0])
+        first = next(each for each in seeds if each is not None)
+        return cls(asked, where, shard, first, seed is None, [], {}).with_seed(first)
 
     def with_seed(self, seed: int) -> Plan:
         """The same, with a seed for jobs that say none.

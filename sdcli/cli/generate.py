@@ -174,13 +174,15 @@ def generate(
             pictures = sorted(printer.on_disk, key=lambda picture: picture.index)
             sheet.finish(grid_of(pictures, SUFFIXES[sheet.path.suffix.lower()]), as_json)
     if failed:
-        hint = f"{where.folder / 'failed.jsonl'} lists them: --jobs takes it"
+        from sdcli.batch.failures import name_of_list
+
+        hint = f"{where.folder / name_of_list(plan.shard)} lists them: --jobs takes it"
         message = f"{failed} of {len(plan.pictures)} pictures failed"
         raise SdcliError(message, hint=hint, exit_code=EXIT_SOME_FAILED)
 
 
 def make(plan: Plan, placed: tuple[str, str], how: RunSettings, printer: ResultPrinter, invocation: Invocation) -> int:
-    """Load torch and the models, make the pictures, and give the number of those that failed.
+    """Load torch and the models, make the pictures, and give the number of those that failed, which are listed.
 
     Raises:
         SdcliError: something failed, and failures are not skipped.
@@ -197,16 +199,17 @@ def make(plan: Plan, placed: tuple[str, str], how: RunSettings, printer: ResultP
         from sdcli.device import choose_placement
 
     run = Run(plan.models, invocation.benches(choose_placement(*placed)), how, printer)
-    run.check([picture for picture in plan.pictures if picture.index not in bad])
+    parts = run.check([picture for picture in plan.pictures if picture.index not in bad])
     with contextlib.ExitStack() as books:
         if plan.where.of_jobs:
             run.manifest = books.enter_context(Manifest(plan.where.folder, plan.seed))
             if plan.seed_drawn and run.manifest.seed != plan.seed:  # another process has begun at the same moment
                 plan = plan.with_seed(run.manifest.seed)
+                parts = run.check([picture for picture in plan.pictures if picture.index not in bad])
         if how.on_error == "skip":
             run.failures = FailureList(plan.where.folder, plan.shard)
         for picture in plan.pictures:
             if picture.index in bad:
                 run.fail([picture], bad[picture.index])
-        run([picture for picture in plan.pictures if picture.index not in bad])
+        run(parts)
     return run.failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +48,7 @@ def serve(
     warm = Warm()
     server = Server(socket.expanduser().absolute(), lambda arguments: run(arguments, warm), queue, idle_timeout)
     with options.heavy_imports(), server.cleared_up():
+        importlib.import_module("sdcli.batch.run")  # so that the first command need not wait for torch
         from sdcli.device import choose_placement
 
         if spec is not None:

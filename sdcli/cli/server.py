@@ -70,11 +70,15 @@ class Server:
         self.path, self.run, self.idle_timeout_s = path, run, idle_timeout_s
         self.jobs: queue.Queue[Job] = queue.Queue(maxsize=waiting)
         self.job: Job | None = None
+        self.ending: int | None = None  # the signal that this process is to end by
         self.listener = listen(path)
 
     def __call__(self) -> None:
         """Work until nobody has come for a while, or a signal comes."""
         signal.signal(CANCEL, self._cancel)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._end)
         threading.Thread(target=self._accept, daemon=True, name="accepting").start()
         with self.cleared_up():
             last_used_at = time.monotonic()
@@ -84,6 +88,8 @@ class Server:
                 except queue.Empty:
                     continue
                 self._work(job)
+                if self.ending is not None:  # the command has ended by it
+                    raise Signalled(self.ending)
                 last_used_at = time.monotonic()
             self.close()
 
@@ -153,8 +159,6 @@ class Server:
                 except BrokenPipeError:
                     code = 128 + signal.SIGPIPE
                 except Signalled as ending:
-                    if job.ending is None:
-                        raise  # it is the server that is to end
                     code = 128 + ending.number
                 except Exception:  # noqa: BLE001 - a bug ends the command that met it, not those of others
                     traceback.print_exc()
@@ -177,6 +181,12 @@ class Server:
         if not job.over.is_set():
             job.ending = said[0] if said else signal.SIGTERM
             signal.pthread_kill(threading.main_thread().ident, CANCEL)
+
+    def _end(self, number: int, frame: object) -> None:
+        """End the command in work, if there is one, and then the server; a second signal ends it at once."""
+        signal.signal(number, signal.SIG_DFL)
+        self.ending = number
+        raise Signalled(number)
 
     def _cancel(self, number: int, frame: object) -> None:
         """In the main thread: end what is being done for a client that wants no more of it."""
