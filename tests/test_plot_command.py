@@ -80,6 +80,8 @@ def test_figures_are_drawn_as_png_and_svg(name, tiny_folder, squares, run_folder
     assert plot(name, *words, "-o", "a.png", "--if-exists", "overwrite") == 0
     assert Path("a.png").read_bytes() == first
     Path("a.png").write_bytes(b"mine")
+    assert plot(name, *words, "-o", "a.png", "--if-exists", "number") == 0
+    assert capsys.readouterr().out.strip().endswith("a-1.png") and Path("a-1.png").exists()
     assert plot(name, *words, "-o", "a.png", "--if-exists", "skip") == 0
     assert Path("a.png").read_bytes() == b"mine"
     capsys.readouterr()

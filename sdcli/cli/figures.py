@@ -43,7 +43,8 @@ class FigureTarget:
         return FORMATS[self.path.suffix.lower()]
 
     def write(self, content: bytes) -> Path:
-        """Write the figure, and give the path that it has got."""
+        """Write the figure, and give the path that it has got, which is `path` from now on."""
         from sdcli.results import write_result
 
-        return write_result(content, self.path, self.if_exists)
+        self.path = write_result(content, self.path, self.if_exists)
+        return self.path
