@@ -164,7 +164,8 @@ def generate(
         tile_vae=tile_vae,
     )
     sheet = None if grid is None else Target(grid, tuple(SUFFIXES), if_exists, "--grid")
-    plan = Plan.of(asked, where, WHOLE if shard is None else Shard.parse(shard), device)
+    with options.without_collector():  # which would walk through all pictures of a long job file again and again
+        plan = Plan.of(asked, where, WHOLE if shard is None else Shard.parse(shard), device)
     with reporter_for(progress, len(plan.pictures)) as reporter:
         printer = ResultPrinter(reporter, as_json, plan.seed if plan.seed_drawn else None)
         failed = make(plan, (device, precision), how, printer, invocation)

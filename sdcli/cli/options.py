@@ -144,20 +144,22 @@ class ExamplesFirstGroup(TyperGroup):
 
 
 @contextlib.contextmanager
-def heavy_imports() -> Iterator[None]:
-    """Import torch and diffusers without the garbage collector, which else walks their modules again and again.
+def without_collector() -> Iterator[None]:
+    """Make many things that stay without the garbage collector, which else walks through them again and again.
 
-    What was imported lives until the end, so the collector need not look at it later either.
+    They live until the end, so that it need not look at them later either.
     """
-    if "torch" in sys.modules:
-        yield
-        return
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+def heavy_imports() -> contextlib.AbstractContextManager[None]:
+    """Import torch and diffusers `without_collector`."""
+    return contextlib.nullcontext() if "torch" in sys.modules else without_collector()
 
 
 def go_offline(offline: bool) -> None:
