@@ -189,5 +189,6 @@ class SpatialAttention(Attention):
 
     def forward(self, hidden: Tensor, text: Sequence[KeysValues] = ()) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        tokens = self.group_norm(hidden).flatten(2).transpose(1, 2)  # (B, L, C)
+        # In memory as tokens too: PyTorch's kernel for other layouts holds all L x L scores at once.
+        tokens = self.group_norm(hidden).flatten(2).transpose(1, 2).contiguous()  # (B, L, C)
         return hidden + super().forward(tokens).transpose(1, 2).unflatten(2, hidden.shape[2:])
