@@ -316,13 +316,13 @@ class SdPipeline(DiffusionPipeline):
         Reference: Ho and Salimans 2022 (arXiv:2207.12598), eq. 6, with guidance_scale = 1 + w.
         """
         generators = list(generators) if isinstance(generators, Sequence) else generators
-        guided = settings.guidance_scale > 1 and not wanted.empty and not self._knows_guidance
+        guided = settings.guidance_scale > 1 and not wanted.empty and not self.knows_guidance
         if guided and unwanted is None:
             raise ValueError("what to steer away from is needed where guidance_scale is above 1")
         if self.inpaints and (canvas is None or canvas.masked_latents is None):
             raise ValueError("this UNet is for inpainting: it needs a picture and a mask")
         told = unwanted.joined(wanted) if guided else wanted
-        conditions = told.arguments(self.unet) | self._guidance_condition(len(noise), settings.guidance_scale)
+        conditions = told.arguments(self.unet) | self.guidance_condition(len(noise), settings.guidance_scale)
         shown = None
         if self.inpaints:
             shown = torch.cat([canvas.mask, canvas.masked_latents], dim=1)  # (B, 1 + C, h, w)
@@ -373,13 +373,13 @@ class SdPipeline(DiffusionPipeline):
         return self.scheduler.add_noise(canvas.latents, noise, timesteps[:1].expand(len(noise)))
 
     @property
-    def _knows_guidance(self) -> bool:
+    def knows_guidance(self) -> bool:
         """Whether guidance is distilled into the UNet, which is told its scale (LCM), so that one pass is enough."""
         return self.unet.config.get("time_cond_proj_dim") is not None
 
-    def _guidance_condition(self, count: int, guidance_scale: float) -> dict[str, Tensor]:
+    def guidance_condition(self, count: int, guidance_scale: float) -> dict[str, Tensor]:
         """What such a UNet is told."""
-        if not self._knows_guidance:
+        if not self.knows_guidance:
             return {}
         embedding = guidance_embedding(guidance_scale, self.unet.config.time_cond_proj_dim)
         return {"timestep_cond": embedding.expand(count, -1).to(self._execution_device, self.unet.dtype)}

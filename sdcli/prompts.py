@@ -113,7 +113,9 @@ class Reader:
                 weights.append([1.0, *chunk.weights, *[1.0] * (self.length - 1 - len(chunk.weights))])
         device = self.text_encoder.device
         output = self.text_encoder(torch.tensor(rows, device=device))
-        features = weighted(self.layer(output, clip_skip), torch.tensor(weights, device=device))
+        features = self.layer(output, clip_skip)
+        if any(weight != 1 for row in weights for weight in row):
+            features = weighted(features, torch.tensor(weights, device=device))
         pooled = None if output.text_embeds is None else output.text_embeds[::count]
         return features.reshape(len(prompts), count * self.length, -1), pooled
 
@@ -137,8 +139,6 @@ def weighted(features: Tensor, weights: Tensor) -> Tensor:
         weights: (B, L); a row of ones leaves its features as they are.
     """
     told = (weights != 1).any(dim=1)
-    if not told.any():
-        return features
     scaled = features.float() * weights[..., None]
     scaled = scaled * (features.float().mean(dim=(1, 2), keepdim=True) / scaled.mean(dim=(1, 2), keepdim=True))
     return torch.where(told[:, None, None], scaled.to(features.dtype), features)

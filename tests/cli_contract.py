@@ -45,6 +45,7 @@ EVENTS = {
     "There": "a picture is on disk since an earlier run (`--if-exists skip`)",
     "Failed": "a picture could not be made, and the run goes on",
     "Warned": "something that the user should know",
+    "Estimated": "what a run would make with one model, and what it would take (`--dry-run`)",
 }
 TRAINING_EVENTS_INTRODUCTION = """\
 `sdcli train --progress json` has events of its own; those that `metrics.jsonl` holds too have its keys.
@@ -140,6 +141,7 @@ def generate_events() -> list[tuple[str, str, str]]:
         "Stepped": events.Stepped(0, 1, 1, 1),
         "Made": events.Made(picture, 0.0),
         "Failed": events.Failed(picture, errors.SdcliError("")),
+        "Estimated": events.Estimated("", "", "", 1, 0, 1.0, 1, 1),
     }
     kinds = {kind.__name__ for kind in events.Event.__args__}
     assert kinds == EVENTS.keys() == examples.keys(), f"describe the events {kinds ^ EVENTS.keys()}"

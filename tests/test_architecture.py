@@ -17,7 +17,7 @@ LEVELS = [
     {"prompt_syntax", "files", "headers", "hub", "wildcards", "exif", "untrusted_json"},
     {"settings", "families"},
     {"models_file", "run_settings", "setting_types"},
-    {"device", "registry", "images", "prompts"},
+    {"device", "memory", "costs", "registry", "images", "prompts"},
     {"pipeline", "metadata", "names", "results", "sheets"},
     {"output"},
     {"foreign", "preview", "jobs", "inputs", "grid", "foreign_metadata"},

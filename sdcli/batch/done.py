@@ -31,6 +31,12 @@ def look_for(path: Path, key: str) -> OnDisk:
     return OnDisk.THE_PICTURE if key_in(path) == key else OnDisk.ANOTHER
 
 
+def in_the_way(path: Path) -> SdcliError:
+    """The error of a job whose picture cannot go where another one is."""
+    hint = "--if-exists overwrite replaces it, number keeps both"
+    return SdcliError(f"{path} is there, and was made from something else", hint=hint)
+
+
 def is_whole(content: bytes) -> bool:
     """Whether a picture decodes, and ends as its format does: a PNG decodes without its last bytes too."""
     try:

@@ -66,5 +66,30 @@ class Warned:
     message: str
 
 
-Event = Loaded | Stepped | Made | There | Failed | Warned
+@dataclass(frozen=True)
+class Estimated:
+    """What a run would make with one model, and what it would take.
+
+    Args:
+        model: its name.
+        device: where.
+        precision: in which number format.
+        to_make: pictures.
+        there: pictures that are on disk already.
+        seconds: to make them, after loading; None where nothing is known of the model's family.
+        size: bytes that the process would have on the device.
+        room: bytes that it may have.
+    """
+
+    model: str
+    device: str
+    precision: str
+    to_make: int
+    there: int
+    seconds: float | None = None
+    size: int | None = None
+    room: int | None = None
+
+
+Event = Loaded | Stepped | Made | There | Failed | Warned | Estimated
 Report = Callable[[Event], None]

@@ -24,6 +24,11 @@ class Part:
     schedulers: Schedulers
     keys: Keys
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the model is of a family that we have no components for; its schedulers are not ours to choose."""
+        return not self.schedulers
+
     def resolved(self, picture: Picture) -> Picture:
         """A picture with the settings that are really used."""
         return replace(picture, settings=resolved(picture.settings, self.schedulers))

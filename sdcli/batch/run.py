@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from sdcli.batch.checks import check_pictures, scheduler_choice
-from sdcli.batch.done import OnDisk, look_for
+from sdcli.batch.done import OnDisk, in_the_way, look_for
 from sdcli.batch.events import Failed, Loaded, Made, Report, Stepped, There, Warned
 from sdcli.batch.failures import FailureList
 from sdcli.batch.finishing import Drawn, Finish, Finisher
@@ -105,9 +105,7 @@ class Run:
         if found in (OnDisk.NOTHING, OnDisk.DAMAGED):
             return False
         if found is OnDisk.ANOTHER and self.manifest is not None:
-            hint = "--if-exists overwrite replaces it, number keeps both"
-            error = SdcliError(f"{picture.path} is there, and was made from something else", hint=hint)
-            self.fail([picture], error)
+            self.fail([picture], in_the_way(picture.path))
             return True
         if found is OnDisk.ANOTHER:
             self.report(Warned(f"{picture.path} was made from something else, and stays as it is"))
@@ -154,7 +152,7 @@ class Run:
         for message in self.bench.warnings():
             self.report(Warned(message))
         self.part.keys.fingerprints(settings)  # hashed beside the work
-        if self.part.schedulers:
+        if not self.part.is_foreign:
             easel.pipeline.scheduler = self.part.schedulers[scheduler_choice(settings)]
         return easel
 

@@ -53,12 +53,11 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
         require_component(index, model.path, name)
     components = dict.fromkeys(stock.EVERY_COMPONENT)
     placements = dict.fromkeys(names, placement)
-    if "tokenizer_2" in names and placement.dtype == torch.float16:
-        placements["vae"] = replace(placement, dtype=torch.float32)  # SDXL's overflows in fp16; stock upcasts it too
+    placements["vae"] = replace(placement, dtype=vae_dtype(placement.dtype, "tokenizer_2" in names))
     for name in names:
         components[name] = load_component(model.path, name, placements[name], model.allow_pickle)
     if model.vae is not None:
-        components["vae"] = load_vae(model.vae, placements.get("vae", placement), model)
+        components["vae"] = load_vae(model.vae, placements["vae"], model)
     check_fit(components, model.path)
     components["scheduler"] = load_scheduler(model.path, scheduler_changes(model.defaults), model.allow_pickle)
     zeros = bool(index.get("force_zeros_for_empty_prompt", "tokenizer_2" in names))
@@ -70,6 +69,14 @@ def load_pipeline(model: ModelSpec, placement: Placement) -> SdPipeline:
     if model.adapter is not None:
         apply_adapters(pipeline, model.adapter)
     return pipeline
+
+
+def vae_dtype(dtype: torch.dtype | None, sdxl: bool) -> torch.dtype | None:
+    """The number format of the VAE, where that of the other networks is `dtype`: SDXL's overflows in fp16.
+
+    Stock computes it in fp32 too.
+    """
+    return torch.float32 if sdxl and dtype == torch.float16 else dtype
 
 
 def scheduler_changes(settings: GenerationDefaults | GenerateSettings) -> dict[str, str]:

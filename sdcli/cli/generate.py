@@ -10,6 +10,7 @@ import typer
 from sdcli.cli import generate_options as flags
 from sdcli.cli import options
 from sdcli.cli.client import forward
+from sdcli.cli.dry_run import rehearse
 from sdcli.cli.invocation import Invocation
 from sdcli.cli.options import IfExistsChoice, ProgressChoice
 from sdcli.cli.progress import reporter_for
@@ -67,6 +68,7 @@ def generate(
     strict: flags.Strict = False,
     shard: flags.ShardOf = None,
     on_error: flags.OnError = flags.OnErrorChoice.stop,
+    dry_run: flags.DryRun = False,
     allow_outside: flags.AllowOutside = False,
     compile_unet: flags.Compile = False,
     offload: flags.Offload = flags.OffloadChoice.none,
@@ -94,7 +96,7 @@ def generate(
     says goes before flags, flags go before --from, and that before the model's own.
     """
     invocation: Invocation = context.find_root().obj
-    if invocation.warm is None and (code := forward(socket, invocation.arguments)) is not None:
+    if invocation.warm is None and not dry_run and (code := forward(socket, invocation.arguments)) is not None:
         raise typer.Exit(code)
     from sdcli.cli.asking import Asked, Plan, with_recalled
     from sdcli.cli.files import Target
@@ -168,6 +170,9 @@ def generate(
         plan = Plan.of(asked, where, WHOLE if shard is None else Shard.parse(shard), device)
     with reporter_for(progress, len(plan.pictures)) as reporter:
         printer = ResultPrinter(reporter, as_json, plan.seed if plan.seed_drawn else None)
+        if dry_run:
+            rehearse(plan, (device, precision), how, printer)
+            return
         failed = make(plan, (device, precision), how, printer, invocation)
         if sheet is not None and not sheet.done and printer.on_disk:
             from sdcli.grid import grid_of

@@ -223,6 +223,14 @@ OnError = Annotated[
         "--on-error", help="Stop at the first failure, or write it into failed.jsonl, go on, and end with exit code 5."
     ),
 ]
+DryRun = Annotated[
+    bool,
+    many(
+        "--dry-run",
+        help="Make nothing: say which files would be made, how long that takes and how much memory; exit code 3 if it "
+        "cannot fit.",
+    ),
+]
 AllowOutside = Annotated[bool, many("--allow-outside", help="Let jobs name files outside the output folder.")]
 Lenient = Annotated[
     bool, of_model("--lenient", help="Take what fits of a LoRA that does not fit in every layer, and warn.")

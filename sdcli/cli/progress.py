@@ -15,7 +15,7 @@ import typer
 from sdcli.cli.options import ProgressChoice
 
 if TYPE_CHECKING:
-    from sdcli.batch.events import Event, Loaded, Made, Stepped, There
+    from sdcli.batch.events import Estimated, Event, Loaded, Made, Stepped, There
 
 LINE_EVERY_S = 3.0
 
@@ -51,6 +51,8 @@ class Reporter:
             self.denoised += event.pictures * (event.step == event.steps)
         elif kind == "Warned":
             self.warn(event.message)
+        elif kind == "Estimated":
+            self.estimated(event)
         elif kind == "There":
             self.there += 1
             self.skipped(event)
@@ -106,6 +108,9 @@ class Reporter:
     def imaged(self, event: Made) -> None:
         """Tell of a picture."""
 
+    def estimated(self, event: Estimated) -> None:
+        """Tell what a run would take."""
+
 
 class PlainReporter(Reporter):
     """A line every few seconds, for logs."""
@@ -132,6 +137,10 @@ class PlainReporter(Reporter):
         rate, left_s = self.pace(event)
         place = f"picture {self.number} of {self.pictures}, step {event.step}/{event.steps}"
         typer.echo(f"{place}, {rate_text(rate)}, {timedelta(seconds=round(left_s))} left", err=True)
+
+    def estimated(self, event: Estimated) -> None:
+        """Tell what a run would take."""
+        typer.echo(estimate_text(event), err=True)
 
 
 class JsonReporter(Reporter):
@@ -175,6 +184,13 @@ class JsonReporter(Reporter):
         place = {"path": str(picture.path), "index": picture.index, "seed": picture.settings.seed}
         self.tell("image", **place, images_per_s=round(rate, 4), eta_s=round(left_s, 3))
 
+    def estimated(self, event: Estimated) -> None:
+        """Tell what a run would take."""
+        where = {"model": event.model, "device": event.device, "precision": event.precision}
+        seconds = None if event.seconds is None else round(event.seconds, 3)
+        memory = {"memory_bytes": event.size, "memory_room_bytes": event.room}
+        self.tell("estimate", **where, images=event.to_make, there=event.there, seconds=seconds, **memory)
+
 
 class BarReporter(Reporter):
     """A bar on the terminal, gone when the run ends."""
@@ -212,12 +228,27 @@ class BarReporter(Reporter):
         with self.paused():
             super().warn(message)
 
+    def estimated(self, event: Estimated) -> None:
+        """Tell what a run would take."""
+        with self.paused():
+            typer.echo(estimate_text(event), err=True)
+
     def stepped(self, event: Stepped) -> None:
         """Move the bar."""
         rate, _ = self.pace(event)
         place = f"picture {self.number} of {self.pictures}" if self.pictures > 1 else "picture"
         done = self.done(event) + self.there + self.failed
         self.bar.update(self.task, description=place, total=self.pictures, completed=done, rate=rate_text(rate))
+
+
+def estimate_text(event: Estimated) -> str:
+    """What a run would take, as people say it."""
+    made = f"{event.model}: {event.to_make} to make, {event.there} already there"
+    if event.seconds is None:
+        return f"{made}; how long it takes is not known of this family of models"
+    each = f"{event.seconds / event.to_make:.1f} s each" if event.to_make else "nothing to do"
+    time = f"about {timedelta(seconds=round(event.seconds))} on {event.device} in {event.precision}, {each}"
+    return f"{made}; {time}; about {event.size / 2**20:.0f} MiB of memory, of {event.room / 2**20:.0f}"
 
 
 def rate_text(images_per_s: float) -> str:

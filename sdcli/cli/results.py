@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdcli.cli import options
 from sdcli.cli.progress import Reporter
@@ -32,23 +32,36 @@ class ResultPrinter:
         """Take one event of a run."""
         self.reporter(event)
         kind = type(event).__name__
-        if kind == "Loaded" and self.drawn_seed is not None:
-            self.reporter.seed(self.drawn_seed)
-            self.drawn_seed = None
+        if kind == "Loaded":
+            self.report_seed()
         if kind in ("Made", "There"):
             self.on_disk.append(event.picture)
         if kind == "Made":
             self.print_picture(event)
 
+    def report_seed(self) -> None:
+        """Tell which seed was drawn, once."""
+        if self.drawn_seed is not None:
+            self.reporter.seed(self.drawn_seed)
+            self.drawn_seed = None
+
     def print_picture(self, event: Made) -> None:
         """Print a finished picture, or its content where it goes to stdout."""
-        picture = event.picture
         with self.reporter.paused():
             if event.content is not None:
                 options.print_bytes(event.content)
-            elif self.as_json:
-                steps_path = picture.steps_path and str(picture.steps_path)
-                about = {"index": picture.index, "id": picture.id, **asdict(picture.settings), "steps_path": steps_path}
-                options.print_path(picture.path, as_json=True, **about, elapsed_s=round(event.elapsed_s, 3))
             else:
-                options.print_path(picture.path, as_json=False)
+                about = about_picture(event.picture) | {"elapsed_s": round(event.elapsed_s, 3)}
+                options.print_path(event.picture.path, self.as_json, **about)
+
+    def print_planned(self, picture: Picture, there: bool) -> None:
+        """Print a picture that would be made; as JSON also those that are there already."""
+        with self.reporter.paused():
+            if self.as_json or not there:
+                options.print_path(picture.path, self.as_json, **about_picture(picture), there=there)
+
+
+def about_picture(picture: Picture) -> dict[str, Any]:
+    """What `--json` says of a picture."""
+    steps_path = picture.steps_path and str(picture.steps_path)
+    return {"index": picture.index, "id": picture.id, **asdict(picture.settings), "steps_path": steps_path}
