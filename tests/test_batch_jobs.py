@@ -348,9 +348,9 @@ def command(tmp_path, tiny_folder):
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text("".join(json.dumps({"prompt": f"cat {number}", "id": f"j{number}"}) + "\n" for number in range(40)))
 
-    def start(output: str, *more: str, words=(), environment=None) -> subprocess.Popen:
+    def start(output: str, *more: str, words=(), environment=None, host=()) -> subprocess.Popen:
         flags = ("-m", str(tiny_folder), "--steps", "8", "--if-exists", "skip", "--progress", "none", "-o", output)
-        call = [sys.executable, *words, "-m", "sdcli", "generate", "--jobs", str(jobs), *flags, *more]
+        call = [*host, sys.executable, *words, "-m", "sdcli", "generate", "--jobs", str(jobs), *flags, *more]
         env = {**os.environ, **(environment or {})}
         return subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
@@ -413,6 +413,56 @@ def test_shards_and_processes_make_the_same_files(tmp_path, command):
     assert without_manifest(tmp_path / "ranks") == without_manifest(tmp_path / "whole")
     code, paths = ended(command("drawn/", "--device", "cpu", words=launch))  # the drawn seed is agreed on
     assert (code, len(paths)) == (0, 40)
+
+
+@pytest.fixture
+def two_hosts():
+    """Words that run a command on one of two machines: network namespaces, joined by a cable, with an address each."""
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    names = ("sdcli-one", "sdcli-two")
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "cable", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "cable")
+            for link in ("lo", "cable"):
+                ip("-n", name, "link", "set", link, "up")
+        yield [("ip", "netns", "exec", name) for name in names]
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces need ip and its rights")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_processes_on_two_machines_make_the_same_files(tmp_path, command, two_hosts):
+    """Each into its own folder, as machines do that share no disk; they agree on the seed over the network."""
+    launch = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "10.77.0.1")
+    environment = {"GLOO_SOCKET_IFNAME": "cable"}
+    processes = [
+        command(
+            f"host{rank}/",
+            "--device",
+            "cpu",
+            words=(*launch, "--master-port", "29518", "--node-rank", str(rank)),
+            environment=environment,
+            host=host,
+        )
+        for rank, host in enumerate(two_hosts)
+    ]
+    assert [(code, len(paths)) for code, paths in map(ended, processes)] == [(0, 20), (0, 20)]
+    made = [without_manifest(tmp_path / f"host{rank}") for rank in (0, 1)]
+    seeds = {
+        json.loads((tmp_path / f"host{rank}" / "manifest.jsonl").read_text().splitlines()[0])["seed"] for rank in (0, 1)
+    }
+    assert len(seeds) == 1
+    assert ended(command("whole/", "--seed", str(seeds.pop())))[0] == 0
+    assert made[0] | made[1] == without_manifest(tmp_path / "whole")
 
 
 @pytest.mark.slow
