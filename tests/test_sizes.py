@@ -11,9 +11,13 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DiffusionPipeline,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
@@ -36,6 +40,8 @@ Kinds = tuple[type, type]  # of Stable Diffusion 1 and of SDXL
 IMG2IMG: Kinds = (StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline)
 INPAINT: Kinds = (StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline)
 CONTROLLED: Kinds = (StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline)
+CONTROLLED_IMG2IMG: Kinds = (StableDiffusionControlNetImg2ImgPipeline, StableDiffusionXLControlNetImg2ImgPipeline)
+CONTROLLED_INPAINT: Kinds = (StableDiffusionControlNetInpaintPipeline, StableDiffusionXLControlNetInpaintPipeline)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +93,16 @@ def of_stock(folder: Path, kinds: Kinds | None = None, tiled: bool = False, **ar
     pipeline = DiffusionPipeline.from_pretrained(folder, **({} if xl else {"safety_checker": None}))
     if kinds is not None and "controlnet" in arguments:
         parts = {**pipeline.components, "controlnet": arguments.pop("controlnet")}
+        arguments["controlnet_conditioning_scale"] = 1.0  # which defaults to less in some of them
         pipeline = kinds[xl](**parts, **({} if xl else {"requires_safety_checker": False}))
     elif kinds is not None:
         pipeline = kinds[xl].from_pipe(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     if tiled:
         pipeline.vae.enable_tiling()
-    drawn = {"generator": [torch.Generator().manual_seed(1)], "num_inference_steps": 3, "guidance_scale": 3.0}
-    return pipeline([PROMPT], **{"output_type": "np", **drawn, **arguments}).images[0]
+    drawn = arguments.pop("generator", torch.Generator().manual_seed(1))
+    common = {"generator": [drawn], "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "np"}
+    return pipeline([PROMPT], **{**common, **arguments}).images[0]
 
 
 SIZED = {"height": HEIGHT, "width": WIDTH}
@@ -122,12 +130,34 @@ def controlled(folder: Path) -> numpy.ndarray:
     return of_stock(folder, CONTROLLED, controlnet=network, image=Image.open("photo.png"), **SIZED)
 
 
+def controlled_img2img(folder: Path) -> numpy.ndarray:
+    network, picture = ControlNetModel.from_pretrained(folder.parent / "control"), Image.open("photo.png")
+    return of_stock(folder, CONTROLLED_IMG2IMG, controlnet=network, image=picture, control_image=picture, strength=0.7)
+
+
+def controlled_inpaint(folder: Path) -> numpy.ndarray:
+    network = ControlNetModel.from_pretrained(folder.parent / "control")
+    pictures = {"image": Image.open("photo.png"), "mask_image": Image.open("mask.png")}
+    pictures["control_image"] = pictures["image"]
+    return of_stock(folder, CONTROLLED_INPAINT, controlnet=network, **pictures, **SIZED, strength=0.7)
+
+
+def enlarged(folder: Path) -> numpy.ndarray:
+    drawn = torch.Generator().manual_seed(1)
+    small = of_stock(folder, output_type="pil", generator=drawn, **SIZED)
+    larger = small.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.LANCZOS)
+    return of_stock(folder, IMG2IMG, image=larger, strength=0.7, generator=drawn)
+
+
 TABLE = {
     "plain": (SIZE, plain, NAMES[:2]),
     "in tiles": ((*SIZE, "--tile-vae"), tiled, NAMES[:2]),
     "img2img": ((*PHOTO, "--strength", "0.7"), img2img, NAMES[:2]),
     "inpaint": ((*PHOTO, *MASK, "--strength", "0.7"), inpaint, NAMES),
     "ControlNet": ((*CONTROL, *SIZE), controlled, NAMES[:2]),
+    "ControlNet, img2img": ((*CONTROL, *PHOTO, "--strength", "0.7"), controlled_img2img, NAMES[:2]),
+    "ControlNet, inpaint": ((*CONTROL, *PHOTO, *MASK, "--strength", "0.7"), controlled_inpaint, NAMES[:2]),
+    "hires": ((*SIZE, "--hires-scale", "2", "--hires-strength", "0.7"), enlarged, NAMES[:2]),
 }
 
 
@@ -136,11 +166,11 @@ TABLE = {
 def test_a_picture_of_any_size_is_stocks(title, name, folders):
     flags, make, _ = TABLE[title]
     folder = folders(name)
-    if title == "ControlNet":
+    if CONTROL[0] in flags:
         Path("control").symlink_to(folder.parent / "control")
     assert run(["generate", PROMPT, "-m", str(folder), *flags, *QUICK, "-o", "out.png"]) == 0
     made = numpy.asarray(load_image(Path("out.png"))) / 255
     expected = make(folder)
-    assert made.shape == expected.shape == (HEIGHT, WIDTH, 3)
+    assert made.shape == expected.shape and made.shape[0] * WIDTH == made.shape[1] * HEIGHT
     assert expected.std() > 0.05, "a picture without contrast would prove nothing"
     assert numpy.abs(expected - made).max() <= ALMOST_EQUAL
