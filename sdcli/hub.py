@@ -55,6 +55,11 @@ class HubModel:
     def __str__(self) -> str:
         return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
 
+    @property
+    def place(self) -> str:
+        """With its file, as `parse_file` reads it, where it is one."""
+        return f"hf:{self}:{self.file}" if self.file else str(self)
+
 
 def cache_folder() -> Path:
     """Where the hub's library keeps what it fetches, by the variables that it knows."""
