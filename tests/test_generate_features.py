@@ -253,6 +253,15 @@ def test_a_mistake_is_one_error(flags, message, sd1, capsys):
     assert message in refused(capsys, "-m", sd1, *size, *flags)
 
 
+def test_more_layers_than_a_text_encoder_has_are_not_left_out(sd1, tmp_path, capsys):
+    """With the largest number that there is, for one text encoder and for two."""
+    assert "--clip-skip must be from 0 to 3, got 4" in refused(capsys, "-m", sd1, *SIZE, "--clip-skip", "4")
+    sdxl = write_folder("sdxl", tmp_path.parent / "clip-skip")
+    assert "--clip-skip must be from 0 to 2, got 3" in refused(capsys, "-m", sdxl, *SIZE, "--clip-skip", "3")
+    for model, most in ((sd1, 3), (sdxl, 2)):
+        generate(model, *SIZE, "--clip-skip", most, output=f"{most}.png")
+
+
 @pytest.mark.parametrize("extra", ["extra", "missing", "shape", "lies", "cut", "no text", "no vae", "no unet", "vae"])
 def test_a_single_file_that_is_not_whole_is_one_error(extra, single, capsys):
     """With the name of the key or the part."""

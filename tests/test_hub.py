@@ -206,6 +206,9 @@ def test_offline_and_not_there_is_told(fake_hub, monkeypatch):
         ("owner/gated", "owner/gated on the hub is gated", "hf auth login"),
         ("owner/missing", "the hub has no model owner/missing", "hf auth login"),
         ("owner/tiny@v9", "owner/tiny on the hub has no revision v9", "without"),
+        ("owner--of/tiny", "owner--of/tiny is no name of a model on the hub", "OWNER/NAME"),
+        ("-owner/tiny", "-owner/tiny is no name of a model on the hub", "OWNER/NAME"),
+        ("owner/tiny.git", "owner/tiny.git is no name of a model on the hub", "OWNER/NAME"),
     ],
 )
 def test_refusals_of_the_hub_are_told(fake_hub, name, message, hint):
