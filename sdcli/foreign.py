@@ -19,8 +19,9 @@ from torch import Tensor
 from sdcli import pickles
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
+from sdcli.model_config import INDEX, pipeline_of, read_json
 from sdcli.pipeline import require_finite
-from sdcli.registry import INDEX, ModelSpec, pipeline_of, read_json
+from sdcli.registry import ModelSpec
 from sdcli.settings import GenerateSettings, lora_of
 
 # Settings that such a pipeline is told, and the name that it has for each, where it has one.

@@ -8,7 +8,8 @@ import pytest
 
 from sdcli import registry
 from sdcli.errors import SdcliError
-from sdcli.registry import find_loadable, find_model, load_registry, models_files, native_size, shipped_models_file
+from sdcli.model_config import native_size
+from sdcli.registry import find_loadable, find_model, load_registry, models_files, shipped_models_file
 
 
 @pytest.fixture(autouse=True)

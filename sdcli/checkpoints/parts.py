@@ -8,7 +8,7 @@ from sdcli.checkpoints import stock
 from sdcli.checkpoints.weights import read_json
 from sdcli.errors import SdcliError
 from sdcli.headers import COPIED_IN_PART
-from sdcli.registry import INDEX
+from sdcli.model_config import INDEX
 
 CLASSES = "id2label"  # entry of model_index.json: names of classes by their number, as stock DiTPipeline has them
 

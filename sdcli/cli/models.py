@@ -12,7 +12,8 @@ from sdcli.cli import options
 from sdcli.cli.completion import among, model_names
 from sdcli.cli.options import PRECISIONS, ExamplesFirst, ExamplesFirstGroup
 from sdcli.errors import SdcliError
-from sdcli.registry import ModelSpec, family_name, find_loadable, find_model, load_registry
+from sdcli.model_config import family_name
+from sdcli.registry import ModelSpec, find_loadable, find_model, load_registry
 
 models = typer.Typer(
     cls=ExamplesFirstGroup,
@@ -170,7 +171,7 @@ def about(spec: ModelSpec) -> dict[str, Any]:
         "hub": spec.hub.place if spec.hub else "",
         "lora": str(spec.lora or (spec.lora_hub.place if spec.lora_hub else "")),
         "on_disk": spec.on_disk,
-        "family": family_name(spec),
+        "family": family_name(spec.path, spec.allow_pickle) if spec.on_disk else "",
         "bytes": size_of(spec),
         "source": str(spec.source or ""),
         "defaults": asdict(spec.defaults),
