@@ -287,6 +287,22 @@ def test_a_single_file_that_is_not_whole_is_one_error(extra, single, capsys):
     assert message in refused(capsys, "-m", "it.safetensors", "-W", "32", "-H", "32")
 
 
+def test_a_part_that_a_file_of_sdxl_lacks_is_named(tmp_path, capsys):
+    """Either of its text encoders, or both; with its VAE given beside it, the same picture as of the whole file."""
+    whole = write_single_file("sdxl", tmp_path)
+    tensors = load_file(whole)
+    for lacks, name in (
+        ("conditioner.embedders.0", "text_encoder"),
+        ("conditioner.embedders.1", "text_encoder_2"),
+        ("conditioner", "text_encoder_2"),
+        ("first_stage_model", "vae"),
+    ):
+        save_file({key: each for key, each in tensors.items() if not key.startswith(lacks)}, "it.safetensors")
+        assert f"it.safetensors has no {name}: " in refused(capsys, "-m", "it.safetensors", *SIZE), lacks
+    with_vae = generate("it.safetensors", *SIZE, "--vae", tmp_path / "source" / "vae", output="with.png")
+    assert numpy.array_equal(with_vae, generate(whole, *SIZE, output="whole.png"))
+
+
 def test_pickles_links_and_strangers_are_one_error(sd1, capsys):
     """A model that is a pickle, a link that leads to itself, a hub id that is nowhere, files of another family."""
     Path("model.ckpt").write_bytes(pickle.dumps({"state_dict": {}}))
