@@ -262,6 +262,14 @@ def test_more_layers_than_a_text_encoder_has_are_not_left_out(sd1, tmp_path, cap
         generate(model, *SIZE, "--clip-skip", most, output=f"{most}.png")
 
 
+def test_a_picture_of_an_odd_size_to_begin_from_is_named(sd1, capsys):
+    """Not the flags for the size, which were not given; one of many by a pattern too."""
+    Image.open("photo.png").resize((32, 30)).save("photo-odd.png")
+    for pattern in ("photo-odd.png", "photo*.png"):
+        said = refused(capsys, "-m", sd1, "--init-image", pattern)
+        assert said == "error: --init-image photo-odd.png: its height must be a positive multiple of 8, got 30"
+
+
 @pytest.mark.parametrize("extra", ["extra", "missing", "shape", "lies", "cut", "no text", "no vae", "no unet", "vae"])
 def test_a_single_file_that_is_not_whole_is_one_error(extra, single, capsys):
     """With the name of the key or the part."""
