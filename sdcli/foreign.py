@@ -5,8 +5,9 @@ The same settings, files and metadata as for our own components; what a family c
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from sdcli import pickles
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
+from sdcli.model_config import INDEX, pipeline_of, read_json
 from sdcli.pipeline import require_finite
-from sdcli.registry import INDEX, ModelSpec, pipeline_of, read_json
+from sdcli.registry import ModelSpec
 from sdcli.settings import GenerateSettings, lora_of
 
 # Settings that such a pipeline is told, and the name that it has for each, where it has one.
@@ -65,6 +69,19 @@ def check_settings(settings: GenerateSettings, model: ModelSpec) -> None:
             raise SdcliError(f"{flag} does not go with {name}", hint="leave it out; this family has no such thing")
 
 
+@contextlib.contextmanager
+def silent_loading() -> Iterator[None]:
+    """Without the libraries' own bars, which go to stderr whatever --progress says."""
+    shown = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
+    for each in shown:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in shown:
+            each.enable_progress_bar()
+
+
 class ForeignPipeline:
     """A pipeline of diffusers, with the seeds and settings of ours.
 
@@ -82,9 +99,10 @@ class ForeignPipeline:
         named = inspect.signature(known()[self.name].__init__).parameters
         absent = {each: None for each in named if index.get(each, [None])[0] is None and each in index}
         try:
-            self.pipeline = DiffusionPipeline.from_pretrained(
-                model.path, torch_dtype=placement.dtype, local_files_only=True, use_safetensors=True, **absent
-            ).to(placement.device)
+            with silent_loading():
+                self.pipeline = DiffusionPipeline.from_pretrained(
+                    model.path, torch_dtype=placement.dtype, local_files_only=True, use_safetensors=True, **absent
+                ).to(placement.device)
         except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise SdcliError(f"{model.path} does not load: {reason}", hint="was the folder copied whole?") from error
@@ -124,6 +142,7 @@ class ForeignPipeline:
             SdcliError: the family does not take the size or the settings.
         """
         settings = group[0]
+        self._check_size(settings.width, settings.height)
         generators = [torch.Generator("cpu").manual_seed(each.seed) for each in group]
         told = {
             "prompt": [each.prompt for each in group],
@@ -154,6 +173,15 @@ class ForeignPipeline:
             raise SdcliError(f"{self.name}: {error}", hint="try other settings") from error
         pixel_values = torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1
         return require_finite(pixel_values, self.name, self.pipeline.dtype)
+
+    def _check_size(self, width: int, height: int) -> None:
+        """Refuse a size that the pipeline would change without a word, as those do that take latents in twos."""
+        processor = getattr(self.pipeline, "image_processor", None)
+        multiple = processor.config.get("vae_scale_factor", 1) if hasattr(processor, "config") else 1
+        if width % multiple or height % multiple:
+            lower = [max(multiple, side // multiple * multiple) for side in (width, height)]
+            message = f"{self.name} takes multiples of {multiple} pixels only, not {width}x{height}"
+            raise SdcliError(message, hint=f"try -W {lower[0]} -H {lower[1]}")
 
     def _guidance(self, settings: GenerateSettings) -> dict[str, float]:
         """How closely to follow the prompt, under the name that means it in this family."""

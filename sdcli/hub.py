@@ -55,6 +55,11 @@ class HubModel:
     def __str__(self) -> str:
         return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
 
+    @property
+    def place(self) -> str:
+        """With its file, as `parse_file` reads it, where it is one."""
+        return f"hf:{self}:{self.file}" if self.file else str(self)
+
 
 def cache_folder() -> Path:
     """Where the hub's library keeps what it fetches, by the variables that it knows."""
@@ -164,6 +169,9 @@ def told(model: HubModel) -> Iterator[None]:
         raise SdcliError(f"{model} is not in the hub's cache", hint="run once without --offline, or name a folder")
     try:
         yield
+    except errors.HFValidationError as error:
+        hint = "it must be OWNER/NAME: letters, digits, single hyphens, dots and underscores"
+        raise SdcliError(f"{model} is no name of a model on the hub", hint=hint) from error
     except errors.GatedRepoError as error:
         hint = f"accept its terms at https://huggingface.co/{model.repo}, then run `hf auth login`"
         raise SdcliError(f"{model} on the hub is gated", hint=hint) from error

@@ -20,7 +20,7 @@ from sdcli.images import read_size
 from sdcli.output import Picture, Request
 from sdcli.registry import ModelSpec, find_loadable
 from sdcli.setting_types import ALIASES, KINDS, check_type, shown
-from sdcli.settings import LARGEST_SEED, GenerateSettings, check_range, did_you_mean
+from sdcli.settings import LARGEST_SEED, GenerateSettings, check_range, check_size, did_you_mean
 from sdcli.untrusted_json import parse_json
 from sdcli.wildcards import choose, combinations, escaped
 
@@ -94,7 +94,11 @@ class Asker:
         if values.get("sampler") not in (None, spec.defaults.sampler):
             complete |= {"schedule": None, "eta": 0.0}  # chosen for the model's sampler; another does not inherit them
         if init_image is not None:
-            complete["width"], complete["height"] = read_size(Path(init_image).expanduser())
+            size = zip(("width", "height"), read_size(Path(init_image).expanduser()), strict=True)
+            for name, side in size:
+                if values.get(name) is None:
+                    check_size(f"--init-image {init_image}: its {name}", side)
+                complete[name] = side
         return {**complete, **values, "model": spec.name}
 
     @property

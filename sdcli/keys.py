@@ -20,7 +20,8 @@ from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.weights import sha256_of, weight_file
 from sdcli.errors import SdcliError
 from sdcli.files import state_of
-from sdcli.registry import INDEX, ModelSpec, find_model
+from sdcli.model_config import INDEX
+from sdcli.registry import ModelSpec, find_model
 from sdcli.settings import GenerateSettings, lora_of
 
 # Components whose files decide a picture.

@@ -20,8 +20,9 @@ from sdcli.components.vae import VAE
 from sdcli.device import Placement, explain_out_of_memory
 from sdcli.errors import SdcliError
 from sdcli.images import Image, to_image, to_pixel_values
+from sdcli.model_config import vae_stride
 from sdcli.pipeline import SdPipeline
-from sdcli.registry import ModelSpec, vae_stride
+from sdcli.registry import ModelSpec
 from sdcli.settings import LARGEST_SEED, check_range
 
 

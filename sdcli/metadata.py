@@ -48,7 +48,7 @@ class Provenance:
         training: what each weight file says of its making, where `sdcli train` has written that into it.
         versions: of this program and of the libraries that decide the bits.
         key: SHA-256 of everything that decides the picture.
-        computed: what of the way in which it was computed changes its last bits, where that was not as usual.
+        computed: what it needs of the way in which it was computed, to be had again, where that was not as usual.
         inputs: SHA-256 of every file that the settings name, by its name there, so that it is found where it has moved.
     """
 

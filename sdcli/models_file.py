@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import SdcliError
+from sdcli.hub import HubModel
 from sdcli.settings import did_you_mean
 
 LOCATIONS = ("path", "builtin", "hub")  # of which an entry has one
@@ -96,6 +97,9 @@ def check_entry(file: ModelsFile, name: str, entry: Any) -> None:
     for key in OF_HUB:
         if key in entry and "hub" not in entry:
             raise file.mistake(table, key, f"{key} goes with hub only", "leave it out")
+    if "hub" in entry and HubModel.parse(entry["hub"]) != HubModel(entry["hub"]):
+        hint = 'a branch, tag or commit of it is said by revision = "…"'
+        raise file.mistake(table, "hub", f"hub must be OWNER/NAME, got {entry['hub']!r}", hint)
 
 
 def line_of(text: str, table: str, key: str) -> int | None:

@@ -13,8 +13,9 @@ from sdcli.checkpoints.fingerprints import digest_remembered, files_of, places_r
 from sdcli.errors import SdcliError
 from sdcli.images import PICTURES
 from sdcli.keys import weights_of_vae
+from sdcli.model_config import INDEX
 from sdcli.pickles import SUFFIXES as PICKLES
-from sdcli.registry import ADAPTER, INDEX, ModelSpec, load_registry, model_folder, spec_of_path
+from sdcli.registry import ADAPTER, ModelSpec, load_registry, model_folder, spec_of_path
 
 WEIGHTS = (".safetensors", *PICKLES)
 

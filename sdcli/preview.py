@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
 from sdcli.images import save_png, to_image
+from sdcli.model_config import read_config
 from sdcli.pipeline import SdPipeline
-from sdcli.registry import read_config
 
 EVERY = 3  # steps
 SAMPLES = 48  # pictures that the projection is fitted to

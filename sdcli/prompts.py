@@ -19,6 +19,7 @@ from sdcli.components.clip import TextEncoder
 from sdcli.components.conditioning import Conditioning
 from sdcli.components.unet import UNet
 from sdcli.prompt_syntax import Piece, parse_prompt
+from sdcli.settings import check_range
 
 AESTHETIC_SCORES = 6.0, 2.5  # what SDXL's refiner is told of a picture that is wanted, and of one that is not
 EMPTY: Mapping[int, list[int]] = MappingProxyType({})
@@ -125,7 +126,12 @@ class Reader:
         return [begin, *input_ids, end, *[pad] * (self.length - 2 - len(input_ids))]
 
     def layer(self, output, clip_skip: int = 0) -> Tensor:
-        """Of what the text encoder gives, the features that a UNet is told, or those of `clip_skip` layers before."""
+        """Of what the text encoder gives, the features that a UNet is told, or those of `clip_skip` layers before.
+
+        Raises:
+            SdcliError: it has not so many layers.
+        """
+        check_range("--clip-skip", clip_skip, 0, len(output.hidden_states) - 1 - self.before_last)
         if self.before_last:
             return output.hidden_states[-2 - clip_skip]
         return self.text_encoder.skip_layers(output, clip_skip) if clip_skip else output.last_hidden_state

@@ -16,10 +16,8 @@ from sdcli.locate import Difference, Found
 from sdcli.metadata import library_versions
 from sdcli.output import PIPE, Picture
 from sdcli.record import Record
-from sdcli.run_settings import RunSettings
+from sdcli.run_settings import COMPUTED, RunSettings
 from sdcli.workbench import Benches
-
-LAYOUTS = ("compile", "tile_vae")  # of `computed`, which can be had again
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ def placement_for(record: Record, device: str | None, precision: str | None) -> 
 
 def computed_as(record: Record, allow_pickle: bool) -> RunSettings:
     """How to compute a picture as it was computed."""
-    layout = {name: record.provenance.computed.get(name) is True for name in LAYOUTS}
-    return RunSettings(allow_pickle=allow_pickle, **layout)
+    computed = {name: record.provenance.computed.get(name) is True for name in COMPUTED}
+    return RunSettings(allow_pickle=allow_pickle, **computed)
 
 
 def make_again(plans: Sequence[Again], report: Report) -> None:

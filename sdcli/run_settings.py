@@ -11,6 +11,7 @@ from sdcli.settings import check_choice
 LARGEST_BATCH = 1024
 ON_ERROR = ("stop", "skip")
 OFFLOADS = ("none", "model", "group")
+COMPUTED = ("compile", "tile_vae", "lenient")  # switches that a picture tells of
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class RunSettings:
             raise SdcliError(f"--preview {self.preview} must end in .png", hint="try --preview preview.png")
 
     @property
-    def computed(self) -> dict[str, bool | str]:
-        """What of it changes the last bits of a picture, where it is not as usual."""
-        return {name: True for name in ("compile", "tile_vae") if getattr(self, name)}
+    def computed(self) -> dict[str, bool]:
+        """What of it a picture needs to be made again to the bit, where it is not as usual."""
+        return {name: True for name in COMPUTED if getattr(self, name)}
 
     @property
     def layout(self) -> tuple:

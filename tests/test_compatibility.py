@@ -378,6 +378,12 @@ learned words as `.safetensors`. With `--lenient` what fits of a LoRA is put on,
 With `--allow-pickle` models, VAEs, LoRAs and words may also be `.ckpt`, `.pt` or `.bin`, which are read without running
 what is in them; `tests/test_pickles.py` compares with the same weights as safetensors.
 
+Sizes need not be square, nor their latents even: `tests/test_sizes.py` compares with stock as such are typed, with
+pictures to begin from, masks, ControlNets, tiles and a second pass. In that pass ControlNets have no say. One picture
+is not stock's on purpose, that of `--sampler lms` with `--init-image`: stock's weighs slopes that it has not seen
+(`tests/test_scheduler_deviations.py`). The schedulers also end where diffusers' own tests say that they do, and the
+networks do what those say of networks (`tests/test_published_behaviours.py`).
+
 Weights may be fp32, fp16, bf16 or fp8 (e4m3 and e5m2, plain or with a scale for each weight or row as ComfyUI keeps
 them); `tests/test_precisions.py` compares with stock on what the numbers stand for.
 

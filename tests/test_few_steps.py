@@ -124,6 +124,31 @@ def test_a_model_with_a_lora_is_not_trained(bases, squares, capsys):
     assert "is a base and a LoRA, which are not trained as one" in capsys.readouterr().err
 
 
+def test_a_lora_that_belongs_to_a_model_is_verified_too(bases, capsys):
+    """By its own name, and found bad where it is."""
+    base = bases("sd1")
+    stock = stock_of(base)
+    save_file(as_peft(matrices(stock), stock), "fast.safetensors")
+    entry_of("tcd-sd15", base)
+    assert run(["models", "verify", "tcd-sd15", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["file"] for each in found][-1] == "fast.safetensors" and len(found) == 4
+    assert found[-1]["sha256"] == sha256_of(Path("fast.safetensors"))
+    Path("fast.safetensors").write_bytes(Path("fast.safetensors").read_bytes()[:-9])
+    assert run(["models", "verify", "tcd-sd15"]) == 1
+    assert "1 of the files of tcd-sd15 are bad" in capsys.readouterr().err
+
+
+def test_what_is_not_known_of_a_model_is_shown_as_such(capsys):
+    """A file of the hub by its place there; no sampler's default stands for a size, nor ignorance for nothing."""
+    assert run(["models", "show", "sdxl-lightning"]) == 0
+    shown = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    shown = {key: value.strip() for key, value in shown.items()}
+    assert shown["hub"] == "hf:ByteDance/SDXL-Lightning:sdxl_lightning_4step.safetensors"
+    assert (shown["lora"], shown["path"], shown["bytes"]) == ("none", "none", "unknown")
+    assert (shown["schedule"], shown["family"]) == ("the model's own", "unknown")
+
+
 def test_a_model_with_a_lora_is_shown_and_not_converted(bases, capsys):
     """No other layout keeps both."""
     entry_of("tcd-sd15", bases("sd1"))

@@ -18,10 +18,12 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from diffusers.utils import logging as diffusers_logging
 from families import VOCABULARY, text_encoder
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers.utils import logging as transformers_logging
 
 from sdcli.checkpoints.tokenizers import clip_tokenizer
 from sdcli.cli import run
@@ -192,6 +194,32 @@ def test_what_a_family_does_not_take_is_refused(name, flags, message, folders, t
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_nothing_is_said_where_nothing_is_to_be_said(name, folders, tmp_path, monkeypatch, capsys):
+    """The libraries' bars of loading are not ours, and do not stay switched off for others."""
+    monkeypatch.chdir(tmp_path)
+    size = ("-W", str(SIDE_PX), "-H", str(SIDE_PX), "--steps", "1", "-s", "1", "--progress", "none")
+    assert run(["generate", "a cat", "-m", str(folders[name]), *size, "-o", "b.png"]) == 0
+    assert capsys.readouterr().err == ""
+    assert diffusers_logging.is_progress_bar_enabled() and transformers_logging.is_progress_bar_enabled()
+
+
+def test_a_size_that_a_family_would_change_is_refused(folders, tmp_path, monkeypatch, capsys):
+    """Flux takes latents in twos, and stock cuts what is left over; as wide as that goes, nothing is cut."""
+    monkeypatch.chdir(tmp_path)
+    pipeline = FluxPipeline.from_pretrained(folders["flux"])
+    torch.manual_seed(0)
+    config = {**pipeline.vae.config, "block_out_channels": (16,) * 4}
+    config |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    FluxPipeline(**{**pipeline.components, "vae": AutoencoderKL.from_config(config)}).save_pretrained("eight")
+    command = ["generate", "a cat", "-m", "eight", "-H", "32", "--steps", "1", "--progress", "none", "-o", "b.png"]
+    assert run([*command, "-W", "40"]) == 1
+    assert "error: FluxPipeline takes multiples of 16 pixels only, not 40x32" in capsys.readouterr().err
+    assert not Path("b.png").exists()
+    assert run([*command, "-W", "48"]) == 0
+    assert load_image(Path("b.png")).size == (48, 32)
 
 
 def test_a_lora_in_a_pickle_needs_to_be_allowed(folders, tmp_path, monkeypatch, capsys):

@@ -253,6 +253,23 @@ def test_a_mistake_is_one_error(flags, message, sd1, capsys):
     assert message in refused(capsys, "-m", sd1, *size, *flags)
 
 
+def test_more_layers_than_a_text_encoder_has_are_not_left_out(sd1, tmp_path, capsys):
+    """With the largest number that there is, for one text encoder and for two."""
+    assert "--clip-skip must be from 0 to 3, got 4" in refused(capsys, "-m", sd1, *SIZE, "--clip-skip", "4")
+    sdxl = write_folder("sdxl", tmp_path.parent / "clip-skip")
+    assert "--clip-skip must be from 0 to 2, got 3" in refused(capsys, "-m", sdxl, *SIZE, "--clip-skip", "3")
+    for model, most in ((sd1, 3), (sdxl, 2)):
+        generate(model, *SIZE, "--clip-skip", most, output=f"{most}.png")
+
+
+def test_a_picture_of_an_odd_size_to_begin_from_is_named(sd1, capsys):
+    """Not the flags for the size, which were not given; one of many by a pattern too."""
+    Image.open("photo.png").resize((32, 30)).save("photo-odd.png")
+    for pattern in ("photo-odd.png", "photo*.png"):
+        said = refused(capsys, "-m", sd1, "--init-image", pattern)
+        assert said == "error: --init-image photo-odd.png: its height must be a positive multiple of 8, got 30"
+
+
 @pytest.mark.parametrize("extra", ["extra", "missing", "shape", "lies", "cut", "no text", "no vae", "no unet", "vae"])
 def test_a_single_file_that_is_not_whole_is_one_error(extra, single, capsys):
     """With the name of the key or the part."""
@@ -276,6 +293,22 @@ def test_a_single_file_that_is_not_whole_is_one_error(extra, single, capsys):
     if extra == "cut":
         Path("it.safetensors").write_bytes(content[:-50])
     assert message in refused(capsys, "-m", "it.safetensors", "-W", "32", "-H", "32")
+
+
+def test_a_part_that_a_file_of_sdxl_lacks_is_named(tmp_path, capsys):
+    """Either of its text encoders, or both; with its VAE given beside it, the same picture as of the whole file."""
+    whole = write_single_file("sdxl", tmp_path)
+    tensors = load_file(whole)
+    for lacks, name in (
+        ("conditioner.embedders.0", "text_encoder"),
+        ("conditioner.embedders.1", "text_encoder_2"),
+        ("conditioner", "text_encoder_2"),
+        ("first_stage_model", "vae"),
+    ):
+        save_file({key: each for key, each in tensors.items() if not key.startswith(lacks)}, "it.safetensors")
+        assert f"it.safetensors has no {name}: " in refused(capsys, "-m", "it.safetensors", *SIZE), lacks
+    with_vae = generate("it.safetensors", *SIZE, "--vae", tmp_path / "source" / "vae", output="with.png")
+    assert numpy.array_equal(with_vae, generate(whole, *SIZE, output="whole.png"))
 
 
 def test_pickles_links_and_strangers_are_one_error(sd1, capsys):

@@ -7,16 +7,19 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sdcli import hub
-from sdcli.checkpoints import load_pipeline
+from sdcli.checkpoints import load_pipeline, sha256_of
 from sdcli.checkpoints.folder import ON_CPU
+from sdcli.cli import run
 from sdcli.errors import SdcliError
 from sdcli.hub import HubModel, cached, fetch, weights_to_fetch
+from sdcli.images import load_image, read_text
 from sdcli.registry import find_loadable, find_model, load_registry
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -153,6 +156,43 @@ def test_a_model_is_fetched_once_and_found_after(fake_hub, tiny_folder, monkeypa
     assert fake_hub.asked == []
 
 
+def snapshot(folder: Path, model: Path, commit: str, *names: str) -> Path:
+    """A revision of owner/tiny in the hub's cache, as its library lays it out."""
+    repo = folder / "models--owner--tiny"
+    for name in names:
+        (repo / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / name).write_text(commit)
+    shutil.copytree(model, repo / "snapshots" / commit)
+    return repo / "snapshots" / commit
+
+
+@pytest.mark.parametrize("pinned", ["v1.0", "refs/pr/3", COMMIT])
+def test_a_revision_in_models_toml_is_the_one_that_is_run(pinned, tiny_folder, tmp_path, monkeypatch, capsys):
+    """A tag, a branch or a commit, from the cache, offline; not what main is, and an error where it is not there."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    old = snapshot(tmp_path / "hub", tiny_folder, COMMIT, "v1.0", "refs/pr/3")
+    new = snapshot(tmp_path / "hub", tiny_folder, COMMIT[::-1], "main")
+    weights = new / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 1.1 * tensor for name, tensor in load_file(weights).items()}, weights)
+    entries = {"pinned": pinned, "newest": "main", "gone": "v9"}
+    lines = [f'[models.{name}]\nhub = "owner/tiny"\nrevision = "{revision}"\n' for name, revision in entries.items()]
+    (tmp_path / "models.toml").write_text("".join(lines))
+    pictures = {}
+    for name in ("pinned", "newest", f"owner/tiny@{pinned}", str(old), str(new)):
+        command = ["generate", "a cat", "-m", name, "-s", "1", "--steps", "2", "--device", "cpu", "--progress", "none"]
+        assert run([*command, "--offline", "--if-exists", "overwrite", "-o", "it.png"]) == 0, name
+        pictures[name] = numpy.asarray(load_image(Path("it.png"))).tolist()
+    assert pictures["pinned"] == pictures[f"owner/tiny@{pinned}"] == pictures[str(old)]
+    assert pictures["newest"] == pictures[str(new)] != pictures["pinned"]
+    about = json.loads(read_text(Path("it.png"))[0]["sdcli"])
+    assert sha256_of(weights) in about["weights"].values()
+    capsys.readouterr()
+    assert run(["generate", "a cat", "-m", "gone", "--offline", "-o", "gone.png"]) == 1
+    assert "error: owner/tiny@v9 is not in the hub's cache" in capsys.readouterr().err
+
+
 def test_offline_and_not_there_is_told(fake_hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(SdcliError, match="owner/tiny is not in the hub's cache"):
@@ -166,6 +206,9 @@ def test_offline_and_not_there_is_told(fake_hub, monkeypatch):
         ("owner/gated", "owner/gated on the hub is gated", "hf auth login"),
         ("owner/missing", "the hub has no model owner/missing", "hf auth login"),
         ("owner/tiny@v9", "owner/tiny on the hub has no revision v9", "without"),
+        ("owner--of/tiny", "owner--of/tiny is no name of a model on the hub", "OWNER/NAME"),
+        ("-owner/tiny", "-owner/tiny is no name of a model on the hub", "OWNER/NAME"),
+        ("owner/tiny.git", "owner/tiny.git is no name of a model on the hub", "OWNER/NAME"),
     ],
 )
 def test_refusals_of_the_hub_are_told(fake_hub, name, message, hint):

@@ -8,7 +8,8 @@ import pytest
 
 from sdcli import registry
 from sdcli.errors import SdcliError
-from sdcli.registry import find_loadable, find_model, load_registry, models_files, native_size, shipped_models_file
+from sdcli.model_config import native_size
+from sdcli.registry import find_loadable, find_model, load_registry, models_files, shipped_models_file
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +113,9 @@ def test_paths_are_relative_to_their_file(empty_home):
         (entry("a") + 'lora = "hf:owner/name"', 4, "lora must be a file, got 'hf:owner/name'", "hf:OWNER/NAME:FILE"),
         (entry("a") + "lora = 3", 4, "lora must be a text in quotes, got 3", "text"),
         (entry("a") + 'sampler = "eular"', 4, "sampler knows no 'eular'", "did you mean euler"),
+        ('[models.a]\nhub = "owner"\n', 2, "hub must be OWNER/NAME, got 'owner'", "revision"),
+        ('[models.a]\nhub = "../a/b"\n', 2, "hub must be OWNER/NAME, got '../a/b'", "revision"),
+        ('[models.a]\nfile = "x"\nhub = "a/b@v1"\n', 3, "hub must be OWNER/NAME, got 'a/b@v1'", "revision"),
         ("# words\n[model.a]\npath = '.'\n", 2, "unknown key 'model'", "did you mean models"),
         ("\n[models.a]\nwidth = 64\n", 2, "a needs one of path, builtin and hub", "path"),
         ("[models]\na = 3\n", 2, "a must be a table", "[models.a]"),

@@ -17,6 +17,7 @@ from lora_files import as_kohya, matrices
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sdcli import load_pipeline
 from sdcli.checkpoints import fingerprints, sha256_of
 from sdcli.cli import run
 from sdcli.images import encode_image, load_image, read_text
@@ -154,6 +155,18 @@ def test_whatever_it_was_made_with(model, make, reproduce, flags):
     assert ended.code == 0 and ended.err == ""
     assert [each["equal"] for each in found] == [True] * len(found)
     assert [each["environment"] for each in found] == [{}] * len(found)
+
+
+def test_a_lora_that_fitted_in_part_does_so_again(model, make, reproduce):
+    """With the same warning; a picture says so of itself."""
+    pipeline = load_pipeline("model")
+    tensors = as_kohya(matrices(pipeline), pipeline)
+    save_file({**tensors, "lora_unet_nowhere.lora_up.weight": torch.zeros(2, 2)}, "mixed.safetensors")
+    picture = make("a.png", "--lora", "mixed.safetensors", "--lenient")
+    assert json.loads(read_text(picture)[0]["sdcli"])["computed"] == {"lenient": True}
+    ended = reproduce(picture, "--check")
+    assert (ended.code, ended.out) == (0, "a.png: bitwise equal\n")
+    assert len(ended.warnings) == 1 and "1 of" in ended.warnings[0] and "were left out" in ended.warnings[0]
 
 
 def test_several_pictures_get_several_names(model, make, reproduce):

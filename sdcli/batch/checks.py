@@ -11,8 +11,9 @@ from sdcli.components.foreign_scheduler import ForeignScheduler, make_scheduler
 from sdcli.components.scheduler import Scheduler
 from sdcli.errors import SdcliError
 from sdcli.foreign import check_settings, is_foreign
+from sdcli.model_config import inpaints
 from sdcli.output import Picture
-from sdcli.registry import ModelSpec, inpaints
+from sdcli.registry import ModelSpec
 from sdcli.run_settings import RunSettings
 from sdcli.settings import GenerateSettings
 

@@ -11,7 +11,7 @@ from sdcli.device import Placement
 from sdcli.errors import SdcliError
 from sdcli.headers import COPIED_IN_PART
 from sdcli.hub import HubModel, cached_config, fetch_component
-from sdcli.registry import read_config
+from sdcli.model_config import read_config
 
 ALIKE = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
 

@@ -20,8 +20,9 @@ from sdcli.components.scheduler import Scheduler
 from sdcli.device import Placement
 from sdcli.errors import SdcliError
 from sdcli.headers import FETCH_AGAIN
+from sdcli.model_config import INDEX
 from sdcli.pipeline import SdPipeline
-from sdcli.registry import INDEX, ModelSpec
+from sdcli.registry import ModelSpec
 from sdcli.settings import GenerateSettings, GenerationDefaults
 
 CLIP_HEAD = "clip_head"  # not stock: with text_encoder and image_encoder a whole CLIP; stock readers pass it over

@@ -8,8 +8,9 @@ from sdcli.checkpoints import stock
 from sdcli.checkpoints.weights import read_json
 from sdcli.errors import SdcliError
 from sdcli.headers import COPIED_IN_PART
-from sdcli.registry import INDEX
+from sdcli.model_config import INDEX
 
+WHOLE = "give the model as a folder, or a file that is whole"
 CLASSES = "id2label"  # entry of model_index.json: names of classes by their number, as stock DiTPipeline has them
 
 
@@ -43,7 +44,7 @@ def require_component(index: Mapping[str, Any], path: Path, name: str) -> None:
     if has(index, name) and (path.is_file() or (path / name).is_dir()):
         return
     if path.is_file():
-        hint = "give one by --vae" if name == "vae" else "give the model as a folder, or a file that is whole"
+        hint = "give one by --vae" if name == "vae" else WHOLE
         raise SdcliError(f"model {path} has no {name}: none of its keys is of one", hint=hint)
     why = f"{path / name} is missing" if has(index, name) else f"{INDEX} names none"
     part = {"text_encoder": "clip", "tokenizer": "clip"}.get(name, name)
@@ -69,4 +70,6 @@ def check_fit(components: Mapping[str, Any], folder: Path) -> None:
     gets, takes = sum(each.config.hidden_size for each in texts), unet.cross_attention_dim
     if texts and takes != gets:
         differ = f"the UNet takes text features {takes} wide, the text encoder's are {gets}"
+        if gets < takes and components.get("text_encoder") is None:  # only SDXL's refiner has the second alone
+            raise SdcliError(f"model {folder} has no text_encoder: {differ}", hint=WHOLE)
         raise SdcliError(f"{folder}: {differ}", hint="do these parts belong together?")

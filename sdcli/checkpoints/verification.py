@@ -13,19 +13,21 @@ from sdcli.errors import SdcliError
 SHA256 = re.compile(r"[0-9a-f]{64}")  # how the hub's cache calls the content of a large file
 
 
-def verify(path: Path) -> Iterator[dict[str, Any]]:
+def verify(path: Path, *others: Path) -> Iterator[dict[str, Any]]:
     """Read every weight file to its end.
 
     Args:
         path: of a model folder or a single file.
+        others: files that belong to it and lie elsewhere.
 
     Yields:
         For each: file, bytes, sha256, dtypes, tensors, and the problem, which is empty where there is none.
     """
-    for file in [path] if path.is_file() else weight_files(path):
+    for file in [*([path] if path.is_file() else weight_files(path)), *others]:
+        name = file.relative_to(path).as_posix() if file.is_relative_to(path) and file != path else file.name
         digest = sha256_of(file)
-        found = {"file": file.name if path.is_file() else file.relative_to(path).as_posix(), "sha256": digest}
-        yield {**found, "bytes": file.stat().st_size, **content_of(file), "problem": problem_of(file, digest)}
+        found = {"file": name, "sha256": digest, "bytes": file.stat().st_size}
+        yield {**found, **content_of(file), "problem": problem_of(file, digest)}
 
 
 def content_of(file: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from sdcli.cli import options
 from sdcli.cli.completion import among, model_names
 from sdcli.cli.options import PRECISIONS, ExamplesFirst, ExamplesFirstGroup
 from sdcli.errors import SdcliError
-from sdcli.registry import ModelSpec, family_name, find_loadable, find_model, load_registry
+from sdcli.model_config import family_name
+from sdcli.registry import ModelSpec, find_loadable, find_model, load_registry
 
 models = typer.Typer(
     cls=ExamplesFirstGroup,
@@ -72,8 +73,9 @@ def show_model(
     if as_json:
         options.print_json(values)
         return
-    defaults = values.pop("defaults")
-    for line in table([(f"{key}:", text_of(value)) for key, value in {**values, **defaults}.items()]):
+    defaults = {key: "the model's own" if value is None else value for key, value in values.pop("defaults").items()}
+    places = {key: values[key] or "none" for key in ("path", "hub", "lora", "source")}
+    for line in table([(f"{key}:", text_of(value)) for key, value in {**values, **places, **defaults}.items()]):
         options.print_result(line)
 
 
@@ -102,7 +104,7 @@ def verify_model(
         from sdcli.checkpoints.verification import verify
 
     bad = 0
-    for found in verify(spec.path):
+    for found in verify(spec.path, *([] if spec.lora is None else [spec.lora])):
         bad += found["problem"] != ""
         if as_json:
             options.print_json(found)
@@ -166,10 +168,10 @@ def about(spec: ModelSpec) -> dict[str, Any]:
         "description": spec.description,
         "licence": spec.licence,
         "path": str(spec.path or ""),
-        "hub": str(spec.hub or ""),
-        "lora": str(spec.lora or spec.lora_hub or ""),
+        "hub": spec.hub.place if spec.hub else "",
+        "lora": str(spec.lora or (spec.lora_hub.place if spec.lora_hub else "")),
         "on_disk": spec.on_disk,
-        "family": family_name(spec),
+        "family": family_name(spec.path, spec.allow_pickle) if spec.on_disk else "",
         "bytes": size_of(spec),
         "source": str(spec.source or ""),
         "defaults": asdict(spec.defaults),
@@ -189,7 +191,7 @@ def text_of(value: Any) -> str:
     """A value as people read it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return {None: "the model's own", "": "unknown"}.get(value, str(value))
+    return "unknown" if value in (None, "") else str(value)
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

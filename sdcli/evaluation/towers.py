@@ -12,8 +12,9 @@ from sdcli.device import Placement
 from sdcli.errors import SdcliError
 from sdcli.evaluation.denoising import OnProgress, nothing
 from sdcli.evaluation.retrieval import Comparer, load_for_clip
+from sdcli.model_config import INDEX, read_json
 from sdcli.pipeline import require_finite
-from sdcli.registry import INDEX, ModelSpec, find_loadable, load_registry, read_json
+from sdcli.registry import ModelSpec, find_loadable, load_registry
 
 TOWER, HEAD = "image_encoder", "clip_head"  # folders of a model
 

@@ -12,6 +12,7 @@ from sdcli.components.scheduler import Scheduler
 from sdcli.components.unet import UNet
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
+from sdcli.prompts import Reader
 from sdcli.registry import find_architecture, find_loadable
 from sdcli.training.settings import ADAPTERS, TrainSettings
 from sdcli.training.tokenizer import train_tokenizer
@@ -24,6 +25,7 @@ BUILT_BY = {
 FORM = "sdcli/training/architectures/emoji.toml shows the form; the keys are those of the stock config.json"
 NETWORKS = {"vae", "text_encoder", "image_encoder", "unet"}
 PIXEL_CHANNELS = 3  # of a UNet that needs no VAE
+SECOND = "_2"  # ends the names of SDXL's second tokenizer and text encoder; its refiner has no others
 
 
 @dataclass
@@ -33,6 +35,12 @@ class Model:
     components: dict[str, object]
     clip: CLIP | None = None
     class_names: tuple[str, ...] = ()  # of a class-conditional UNet, from number 1 on; 0 is no class
+
+    @property
+    def reader(self) -> Reader:
+        """What captions are read with; of two text encoders the first."""
+        second = "" if self.components.get("text_encoder") else SECOND
+        return Reader(self.components[f"tokenizer{second}"], self.components[f"text_encoder{second}"])
 
 
 def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
@@ -73,7 +81,7 @@ def needed_by_unet(unet: UNet) -> list[str]:
     """What a UNet is not trained without: one that takes pixels needs no VAE, one that reads no text no CLIP."""
     reads_text = any("CrossAttn" in kind for kind in unet.config.down_block_types)
     vae = [] if unet.config.in_channels == PIXEL_CHANNELS else ["vae"]
-    second = "" if unet.config.addition_embed_type is None else "_2"  # SDXL's refiner has no other
+    second = "" if unet.config.addition_embed_type is None else SECOND
     return [*vae, f"tokenizer{second}", f"text_encoder{second}"] if reads_text else vae
 
 

@@ -183,10 +183,8 @@ class Trainer:
         if self.split is not None and self.split.stands_for:
             yield Warned(f"{self.split.stands_for} is done by PyTorch's FSDP; DeepSpeed itself is not used")
         if self.part.reads_captions:
-            second = "" if self.model.components.get("text_encoder") else "_2"  # SDXL's refiner has no other
-            tokenizer, text_encoder = (self.model.components[name + second] for name in ("tokenizer", "text_encoder"))
-            most = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-            yield from too_long(self.material.captions, tokenizer, most)
+            reader = self.model.reader
+            yield from too_long(self.material.captions, reader.tokenizer, reader.length)
         for done, total in self.part.prepare():
             yield Preparing(done, total)
 
