@@ -1,7 +1,7 @@
 """The squared error against three other losses of a UNet. See losses.md.
 
 pip install '.[experiments]'
-python docs/experiments/losses.py --output runs/experiments
+python docs/experiments/losses.py --jobs 2 --output runs/experiments
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def table(runs: Sequence[Mapping], real: Mapping) -> str:
 
 def main() -> None:
     """Make all runs that are not there yet, then the table, the figures and what they come from."""
-    output, plan, seeds = read_arguments(__doc__.splitlines()[0])
+    output, plan, seeds, jobs = read_arguments(__doc__.splitlines()[0])
     bench = Bench(output, plan)
-    runs = [bench.figures(variant, seed) for seed in seeds for variant in VARIANTS]
+    runs = bench.all_figures(VARIANTS, seeds, jobs)
     runs.sort(key=lambda run: [each.name for each in VARIANTS].index(run["variant"]))
     real = bench.references()
     results = {"runs": runs, "real": real}

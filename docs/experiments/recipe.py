@@ -11,11 +11,13 @@ import dataclasses
 import io
 import json
 import logging
+import multiprocessing
 import shutil
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +138,8 @@ class Bench:
         kept, plan = self.output / "plan.json", dataclasses.asdict(self.plan)
         if kept.exists() and json.loads(kept.read_text()) != plan:
             raise SystemExit(f"error: {self.output} has figures of other settings ({kept})\nhint: another --output")
-        kept.write_text(json.dumps(plan))
+        if not kept.exists():
+            kept.write_text(json.dumps(plan))
 
     def _trained(self, name: str, config: Path, part: str, *flags: object) -> Path:
         """The run of a part, made now unless it is there whole."""
@@ -174,6 +177,16 @@ class Bench:
         flags = ("--data", self.held_folder, "--samples", samples, "--model", self.clip, "--device", "cpu")
         return json.loads(command("evaluate", "samples", *flags, "--json", "--progress", "none"))
 
+    def all_figures(self, variants: Sequence[Variant], seeds: Sequence[int], jobs: int) -> list[dict]:
+        """Figures of every variant with every seed, seed by seed; so many runs are made at a time."""
+        wanted = [(variant, seed) for seed in seeds for variant in variants]
+        if jobs > 1:
+            start_anew = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(jobs, start_anew, torch.set_num_threads, (1,)) as processes:
+                for made in [processes.submit(make_run, self.output, self.plan, *each) for each in wanted]:
+                    made.result()
+        return [self.figures(*each) for each in wanted]
+
     def figures(self, variant: Variant, seed: int) -> dict:
         """Everything measured of one run, from the folder where it has been measured before."""
         folder = self.output / f"{variant.name}-{seed}"
@@ -187,7 +200,7 @@ class Bench:
         return json.loads(kept.read_text()) | {"label": variant.label}
 
     def _measure(self, variant: Variant, seed: int) -> dict:
-        config = self.output / f"{variant.name}.toml"
+        config = self.output / f"{variant.name}-{seed}.toml"
         told = ARCHITECTURE.read_text()
         config.write_text(told if variant.told else told.replace('"positional"', '"none"'))
         flags = ("--model", self.clip, "--steps", self.plan.steps, "--seed", seed, "--loss", variant.loss)
@@ -242,6 +255,11 @@ class Bench:
         return sorted((self.output / f"{variant.name}-{seed}" / "samples" / name).glob("*.png"))
 
 
+def make_run(output: Path, plan: Plan, variant: Variant, seed: int) -> None:
+    """Measure a run in a process of its own, where all that runs share is there already."""
+    Bench(output, plan).figures(variant, seed)
+
+
 def write_pictures(folder: Path, ink: numpy.ndarray, digits: Sequence[int]) -> Path:
     """A training folder of pictures (B, 8, 8) from 0, black, to 16, white, with the name of the digit as caption.
 
@@ -266,23 +284,22 @@ def spread(values: Sequence[float], places: int, unit: float = 1.0) -> str:
     return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{places}f}"
 
 
-def read_arguments(description: str) -> tuple[Path, Plan, range]:
-    """Folder, plan and seeds that the command line asks for."""
+def read_arguments(description: str) -> tuple[Path, Plan, range, int]:
+    """Folder, plan, seeds and runs at a time that the command line asks for."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, default=Path("runs/experiments"), help="folder of runs and results")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
     parser.add_argument("--steps", type=int, help=f"updates of each run (default: {Plan.steps})")
+    parser.add_argument("--jobs", type=int, default=1, help="runs made at a time, each with one thread if several")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal in seconds, whose figures mean nothing")
     asked = parser.parse_args()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of a font weight that it replaces
     plan = TINY if asked.tiny else Plan()
-    if asked.seeds < 1 or (asked.steps is not None and asked.steps < 1):
-        parser.error("--seeds and --steps must be at least 1")
-    return (
-        asked.output,
-        plan if asked.steps is None else dataclasses.replace(plan, steps=asked.steps),
-        range(asked.seeds),
-    )
+    if asked.steps is not None:
+        plan = dataclasses.replace(plan, steps=asked.steps)
+    if min(asked.seeds, asked.jobs, plan.steps) < 1:
+        parser.error("--seeds, --jobs and --steps must be at least 1")
+    return asked.output, plan, range(asked.seeds), asked.jobs
 
 
 def real_files(bench: Bench) -> list[Path]:

@@ -1,7 +1,7 @@
 """A UNet that is told t against one that has to see for itself how noisy a picture is. See time-embedding.md.
 
 pip install '.[experiments]'
-python docs/experiments/time_embedding.py --output runs/experiments
+python docs/experiments/time_embedding.py --jobs 2 --output runs/experiments
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def table(runs: Sequence[Mapping], real: Mapping) -> str:
 
 def main() -> None:
     """Make all runs that are not there yet, then the table, the figures and what they come from."""
-    output, plan, seeds = read_arguments(__doc__.splitlines()[0])
+    output, plan, seeds, jobs = read_arguments(__doc__.splitlines()[0])
     bench = Bench(output, plan)
-    runs = [bench.figures(variant, seed) for seed in seeds for variant in VARIANTS]
+    runs = bench.all_figures(VARIANTS, seeds, jobs)
     real = bench.references()
     results = {"runs": runs, "real": real}
     (output / "time-embedding.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
