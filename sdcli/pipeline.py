@@ -393,10 +393,10 @@ class SdPipeline(DiffusionPipeline):
             generators: one for each image to sample the posterior with, or one for all; None takes its mean.
 
         Returns:
-            Latents multiplied by `scaling_factor`, (B, C, h, w) float32.
+            Latents multiplied by `scaling_factor`, (B, C, h, w) float32; of a model of pixels its pixels, C = 1 or 3.
         """
         if self.vae is None:
-            return pixel_values.float()
+            return to_grey(pixel_values.float()) if self.unet.config.in_channels == 1 else pixel_values.float()
         posterior = self.vae.encode(pixel_values.to(self._execution_device, self.vae.dtype))
         if generators is None:
             latents = posterior.mean
@@ -420,7 +420,7 @@ class SdPipeline(DiffusionPipeline):
             SdcliError: the VAE's output is not a number.
         """
         if self.vae is None:
-            return require_finite(latents.float(), "UNet", self.unet.dtype).clamp(-1, 1)
+            return require_finite(latents.float(), "UNet", self.unet.dtype).clamp(-1, 1).expand(-1, 3, -1, -1)
         unscaled = latents.to(self._execution_device) / self.vae.config.scaling_factor
         pixel_values = self.vae.decode(unscaled.to(self.vae.dtype)).float()
         return require_finite(pixel_values, "VAE", self.vae.dtype).clamp(-1, 1)
@@ -437,6 +437,16 @@ class SdPipeline(DiffusionPipeline):
         from sdcli.checkpoints import save_pipeline
 
         save_pipeline(self, save_directory, **options)
+
+
+def to_grey(pixel_values: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] as grey ones of 256 levels, (B, 1, H, W); grey ones stay as they are.
+
+    Reference: ITU-R BT.601, section 2.5.1: the weights of PIL's mode L.
+    """
+    weights = pixel_values.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
+    grey = (pixel_values * weights).sum(1, keepdim=True)
+    return ((grey + 1) * 127.5).round() / 127.5 - 1
 
 
 def require_finite(values: Tensor, network: str, dtype: torch.dtype) -> Tensor:

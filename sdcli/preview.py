@@ -44,7 +44,7 @@ class Preview:
     def pixel_values(self, pipeline: SdPipeline, latents: Tensor) -> Tensor:
         """What latents (C, h, w) will about look like, (3, H, W), small where they are projected."""
         if pipeline.vae is None:
-            return latents
+            return latents.expand(3, -1, -1)
         if self.decoder is not None:
             return self.decoder.decode(latents[None].to(self.decoder.dtype)).sample[0].float().clamp(-1, 1)
         if self._projection is None:

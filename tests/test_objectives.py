@@ -5,7 +5,14 @@ import torch
 
 from sdcli.components.schedule import add_noise, alphas_cumprod, make_betas, velocity
 from sdcli.components.vae import DiagonalGaussian
-from sdcli.training.objectives import denoising_loss, min_snr_weights, vae_loss
+from sdcli.training.objectives import (
+    HUBER_DELTA,
+    POINTWISE,
+    denoising_loss,
+    min_snr_weights,
+    perceptual_error,
+    vae_loss,
+)
 
 ALPHAS = alphas_cumprod(make_betas("scaled_linear", 1000, 0.00085, 0.012))
 
@@ -27,6 +34,27 @@ def test_the_denoising_loss_is_zero_for_the_truth_alone():
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     assert not denoising_loss(noise, noise, torch.ones(2)).any()
     torch.testing.assert_close(denoising_loss(noise + 1, noise, torch.tensor([1.0, 3.0])), torch.tensor([1.0, 3.0]))
+
+
+def test_huber_is_the_square_near_zero_and_goes_on_straight():
+    """With the square's value and slope where it turns; the absolute error is straight from the start."""
+    errors = torch.tensor([0.0, 0.5, 1.0, 1.001, 3.0])[:, None] * HUBER_DELTA
+    zero = torch.zeros_like(errors)
+    squares, straight = errors[:, 0] ** 2, HUBER_DELTA**2 + 2 * HUBER_DELTA * (errors[:, 0] - HUBER_DELTA)
+    expected = torch.where(errors[:, 0] <= HUBER_DELTA, squares, straight)
+    for sign in (1, -1):
+        torch.testing.assert_close(POINTWISE["huber"](sign * errors, zero), expected)
+        torch.testing.assert_close(POINTWISE["l1"](sign * errors, zero), errors[:, 0])
+        torch.testing.assert_close(POINTWISE["mse"](sign * errors, zero), squares)
+
+
+def test_the_perceptual_error_is_about_directions_of_features_alone():
+    """0 for the same directions whatever their lengths, 2 for right angles, 4 for opposite ones; a mean over layers."""
+    ours = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    ahead, aside = torch.eye(2)[[0]][None], torch.eye(2)[[1]][None]  # (1, 1, 2)
+    assert float(perceptual_error([ours], [3 * ours]).max()) < 1e-10
+    assert float(perceptual_error([ahead], [aside])) == 2 and float(perceptual_error([ahead], [-ahead])) == 4
+    assert float(perceptual_error([ahead, ahead], [aside, ahead])) == 1
 
 
 def test_min_snr_weights_of_all_prediction_types_weigh_the_same_error_alike():

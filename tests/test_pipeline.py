@@ -23,7 +23,8 @@ from sdcli.components.conditioning import Conditioning
 from sdcli.components.guidance import guidance_embedding, guide
 from sdcli.components.scheduler import Scheduler
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
-from sdcli.pipeline import SdPipeline, require_finite
+from sdcli.images import to_image, to_pixel_values
+from sdcli.pipeline import SdPipeline, require_finite, to_grey
 from sdcli.settings import DenoiseSettings, GenerationDefaults
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -143,6 +144,16 @@ def test_options_change_the_picture(tiny_pipeline):
         {"clip_skip": 1},
     ):
         assert (picture(**changes) - plain).abs().max() > 2 * ALMOST_EQUAL, changes
+
+
+def test_grey_is_what_pil_calls_grey():
+    """To a level of 256; what is grey already stays as it is, to the bit."""
+    noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    photo = to_image(noise)
+    grey = to_image(to_grey(to_pixel_values(photo)).expand(-1, 3, -1, -1)).getchannel(0)
+    assert abs(numpy.int16(grey) - numpy.int16(photo.convert("L"))).max() <= 1
+    once = to_pixel_values(photo.convert("L"))
+    assert torch.equal(to_grey(once), once[:, :1])
 
 
 def test_guidance_of_one_is_no_guidance(tiny_pipeline):

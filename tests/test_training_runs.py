@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
+from sdcli.evaluation.bound import BoundSettings, measure_likelihood
+from sdcli.evaluation.pictures import find_pictures
 from sdcli.training.events import Interrupted, Saved, Started, Stepped, Validated, Warned
 from sdcli.training.parts.vae import VaePart
 from sdcli.training.run_folder import RunFolder
@@ -395,20 +397,28 @@ def test_the_average_may_be_chosen_after_training(squares, tmp_path, model):
     assert not torch.equal(used["long"], used["short"]) and not torch.equal(used["short"], used["none"])
 
 
-def test_a_unet_of_pixels_without_a_vae_is_a_configuration(squares, tmp_path, architecture):
-    """THEORY row 9: the same loop and the same pipeline, without latents."""
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_unet_of_pixels_without_a_vae_is_a_configuration(squares, tmp_path, architecture, channels):
+    """THEORY row 9: the same loop and the same pipeline, without latents; of one channel, all is grey."""
     from sdcli import load_pipeline
 
     text = architecture.read_text()
     before, after = text.index("[vae]"), text.index("[text_encoder]")
     pixels = (text[:before] + text[after:]).replace("sample_size = 8", "sample_size = 16")
-    pixels = pixels.replace("in_channels = 4", "in_channels = 3").replace("out_channels = 4", "out_channels = 3")
+    pixels = pixels.replace("in_channels = 4", f"in_channels = {channels}")
+    pixels = pixels.replace("out_channels = 4", f"out_channels = {channels}")
     (tmp_path / "pixels.toml").write_text(pixels)
     run = settings(squares, tmp_path / "run", part="all", config=str(tmp_path / "pixels.toml"), steps=3)
     list(train(run))
+    list(train(dataclasses.replace(run, part="unet", model=run.output, output=f"{run.output}-2", loss="perceptual")))
     pipeline = load_pipeline(str(tmp_path / "run"))
     assert pipeline.vae is None
-    assert pipeline("a red square", num_inference_steps=2).images[0].size == (16, 16)
+    image = pipeline("a red square", num_inference_steps=2).images[0]
+    assert image.size == (16, 16)
+    red, green, blue = (band.tobytes() for band in image.split())
+    assert (red == green == blue) == (channels == 1)
+    size, how = (16, 16), BoundSettings(timesteps=2)
+    assert measure_likelihood(pipeline, find_pictures(squares), size, how).shape == (channels, 16, 16)
 
 
 @pytest.mark.slow

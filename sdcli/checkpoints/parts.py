@@ -6,6 +6,7 @@ from typing import Any
 
 from sdcli.checkpoints import stock
 from sdcli.checkpoints.weights import read_json
+from sdcli.components.unet_config import PIXEL_CHANNELS
 from sdcli.errors import SdcliError
 from sdcli.headers import COPIED_IN_PART
 from sdcli.model_config import INDEX
@@ -32,7 +33,7 @@ def needed_components(index: Mapping[str, Any], path: Path) -> list[str]:
     config = path / "unet" / "config.json"
     unet = read_json(config) if has(index, "unet") and config.is_file() else {}
     optional = set()
-    if unet.get("in_channels") == 3:
+    if unet.get("in_channels") in PIXEL_CHANNELS:
         optional.add("vae")
     if "cross_attention_dim" in unet and not any("CrossAttn" in kind for kind in unet.get("down_block_types", [""])):
         optional |= {"text_encoder", "tokenizer"}

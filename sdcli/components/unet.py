@@ -36,7 +36,7 @@ class UNet(ModelMixin, ConfigMixin):
 
     Args, those that matter; the others are here so that any stock config.json is either understood or refused:
         sample_size: rows and columns it was trained on; informs pipelines only.
-        in_channels: 4 of latents, 9 for inpainting, 3 of pixels.
+        in_channels: 4 of latents, 9 for inpainting, 3 of pixels, 1 of grey ones.
         down_block_types: CrossAttnDownBlock2D reads the text, AttnDownBlock2D and DownBlock2D do not.
         attention_head_dim: the *number of heads*, of every level or of each: a misnomer that stock files have kept.
             Only beside the Attn* blocks it is what it says, the channels of one head.

@@ -31,6 +31,8 @@ ONLY_VALUES = {
     "addition_embed_type_num_heads": 64,
 }
 
+PIXEL_CHANNELS = (1, 3)  # of a UNet that needs no VAE: one of grey pictures, one of red, green and blue
+
 # Types of the stages of each part, and the attention they have.
 DOWN_BLOCKS = {"DownBlock2D": None, "AttnDownBlock2D": "self", "CrossAttnDownBlock2D": "text"}
 MID_BLOCKS = {"UNetMidBlock2D": None, "UNetMidBlock2DCrossAttn": "text"}

@@ -204,10 +204,11 @@ def encode(
 ) -> tuple[Tensor, Coding | None, Tensor]:
     """Scaled latents (B, C, h, w) as the posterior draws them, how they code the pictures, and the pictures rebuilt.
 
-    Without a VAE all of them are the pictures.
+    Without a VAE latents and pictures rebuilt are the pixels as the UNet takes them.
     """
     if pipeline.vae is None:
-        return pixel_values, None, pixel_values
+        pixels = pipeline.encode(pixel_values)
+        return pixels, None, pixels
     vae, factor = pipeline.vae, pipeline.vae.config.scaling_factor
     posterior = vae.encode(pixel_values.to(vae.device, vae.dtype))
     noise = torch.stack([torch.randn(posterior.mean.shape[1:], generator=each) for each in generators])

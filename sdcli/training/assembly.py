@@ -10,6 +10,7 @@ from sdcli.checkpoints.parts import class_names
 from sdcli.components.clip import CLIP
 from sdcli.components.scheduler import Scheduler
 from sdcli.components.unet import UNet
+from sdcli.components.unet_config import PIXEL_CHANNELS
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
 from sdcli.prompts import Reader
@@ -24,7 +25,6 @@ BUILT_BY = {
 }
 FORM = "sdcli/training/architectures/emoji.toml shows the form; the keys are those of the stock config.json"
 NETWORKS = {"vae", "text_encoder", "image_encoder", "unet"}
-PIXEL_CHANNELS = 3  # of a UNet that needs no VAE
 SECOND = "_2"  # ends the names of SDXL's second tokenizer and text encoder; its refiner has no others
 
 
@@ -80,7 +80,7 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
 def needed_by_unet(unet: UNet) -> list[str]:
     """What a UNet is not trained without: one that takes pixels needs no VAE, one that reads no text no CLIP."""
     reads_text = any("CrossAttn" in kind for kind in unet.config.down_block_types)
-    vae = [] if unet.config.in_channels == PIXEL_CHANNELS else ["vae"]
+    vae = [] if unet.config.in_channels in PIXEL_CHANNELS else ["vae"]
     second = "" if unet.config.addition_embed_type is None else SECOND
     return [*vae, f"tokenizer{second}", f"text_encoder{second}"] if reads_text else vae
 

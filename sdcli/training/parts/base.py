@@ -94,9 +94,9 @@ class Part:
     def sizes(self, pixel_values: Tensor) -> tuple[int, int, int, int]:
         """The shape of the latents of pictures (B, 3, H, W): (B, C, h, w)."""
         vae = self.model.components.get("vae")
-        if vae is None:
-            return tuple(pixel_values.shape)
         batch, _, height, width = pixel_values.shape
+        if vae is None:
+            return batch, self.model.components["unet"].config.in_channels, height, width
         return batch, vae.config.latent_channels, height // vae.stride, width // vae.stride
 
 

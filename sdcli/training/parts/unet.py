@@ -166,7 +166,7 @@ class UnetPart(Part):
 
     def _features(self, latents: Tensor) -> list[Tensor]:
         """What every layer of CLIP's image tower makes of the pictures of latents."""
-        pixel_values = latents
+        pixel_values = latents.expand(-1, 3, -1, -1)  # grey ones too
         if self.pipeline.vae is not None:
             pixel_values = self.pipeline.vae.decode(latents / self.pipeline.vae.config.scaling_factor)
         tower = self.pipeline.image_encoder.vision_model
@@ -176,7 +176,7 @@ class UnetPart(Part):
     def _drawn_latents(self, batch: Batch) -> Tensor:
         """Latents as the VAE's posterior draws them, scaled, (B, C, h, w)."""
         if self.pipeline.vae is None:
-            return batch["pixel_values"]
+            return self.pipeline.encode(batch["pixel_values"])
         moments = batch["moments"] if "moments" in batch else self._encode(batch["pixel_values"])
         return self._draw(moments, batch["drawn"])
 
