@@ -32,6 +32,7 @@ A1111_SAMPLERS = {
     "deis": "DEIS",
     "lcm": "LCM",
     "tcd": "TCD",
+    "langevin": "Langevin",
 }
 A1111_SCHEDULES = {"normal": "Normal", "karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
 

@@ -28,6 +28,7 @@ SAMPLER_NAMES = (
     "deis",
     "lcm",
     "tcd",
+    "langevin",
 )
 SCHEDULE_NAMES = ("normal", "karras", "exponential", "beta")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")

@@ -60,7 +60,13 @@ NegativePrompt = Annotated[
     str | None, asking("-N", "--negative-prompt", metavar="TEXT", help="What to steer away from.")
 ]
 NumImages = Annotated[int, asking("-n", "--num-images", metavar="N", help="Pictures per prompt.")]
-Steps = Annotated[int | None, sampling("--steps", metavar="N", help=f"Denoising steps {OWN}.")]
+TWICE = "heun, dpm2, dpm2_a and dpmpp_sde"
+Steps = Annotated[
+    int | None,
+    sampling(
+        "--steps", metavar="N", help=f"Denoising steps, of one evaluation of the UNet each; of two with {TWICE} {OWN}."
+    ),
+]
 GuidanceScale = Annotated[
     float | None,
     sampling("-g", "--guidance-scale", metavar="X", help=f"How closely to follow the prompt; 1 is off {OWN}."),
@@ -72,7 +78,8 @@ Sampler = Annotated[
     sampling(
         "--sampler",
         metavar="NAME",
-        help=f"How steps are taken: {', '.join(SAMPLER_NAMES)}, or a scheduler as package.module.Class {OWN}.",
+        help=f"How steps are taken: {', '.join(SAMPLER_NAMES)}, or a scheduler as package.module.Class; langevin "
+        f"wants 50 steps or more {OWN}.",
         autocompletion=among(SAMPLER_NAMES),
     ),
 ]
