@@ -66,6 +66,8 @@ class Asker:
             SdcliError: a value that no model can take.
         """
         values = {**self.flags, **{name: value for name, value in job.items() if name not in OF_JOBS}}
+        if values.get("clip_model") is not None and "clip_guidance" not in values:
+            raise SdcliError("--clip-model needs --clip-guidance", hint="such as --clip-guidance 3")
         count = job.get("num_images", self.num_images)
         if not 1 <= count <= MOST_IMAGES:
             raise SdcliError(f"--num-images must be from 1 to {MOST_IMAGES}, got {count}", hint="try --num-images 1")

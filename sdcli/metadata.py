@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from sdcli import __version__
@@ -66,9 +67,8 @@ class Provenance:
     @property
     def model_hash(self) -> str:
         """What A1111 calls the model hash: ten digits of a SHA-256, here of the UNet's first file, or the only one."""
-        of_unet = [
-            digest for path, digest in sorted(self.weights.items()) if path.startswith("unet/") or "/" not in path
-        ]
+        names = sorted(self.weights, key=lambda path: (not path.startswith("unet/"), path))
+        of_unet = [self.weights[path] for path in names if path.startswith("unet/") or "/" not in path]
         return of_unet[0][:10] if of_unet else ""
 
 
@@ -101,6 +101,8 @@ def a1111_text(settings: GenerateSettings, provenance: Provenance) -> str:
         "Clip skip": settings.clip_skip + 1 if settings.clip_skip else None,
         "Eta": f"{settings.eta:g}" if settings.eta else None,
         "Guidance rescale": f"{settings.guidance_rescale:g}" if settings.guidance_rescale else None,
+        "CLIP guidance": f"{settings.clip_guidance:g}" if settings.clip_guidance else None,
+        "CLIP model": settings.clip_model and PurePath(settings.clip_model).name,
         "Version": f"sdcli {provenance.versions['sdcli']}",
     }
     last_line = ", ".join(f"{name}: {quote(str(value))}" for name, value in values.items() if value not in (None, ""))

@@ -20,10 +20,11 @@ LEVELS = [
     {"device", "registry", "images", "prompts"},
     {"pipeline", "metadata", "names", "results", "sheets"},
     {"output"},
-    {"foreign", "preview", "jobs", "inputs", "grid", "foreign_metadata"},
+    {"foreign", "preview", "jobs", "inputs", "grid", "foreign_metadata", "comparer"},
     {"drawing", "recall", "comparison", "sweep"},
     {"record"},
     {"checkpoints", "adapters"},
+    {"clip_models"},
     {"keys"},
     {"places"},
     {"locate"},
@@ -37,7 +38,7 @@ COMPONENT_LEVELS = [
     {"samplers", "attention", "towers"},
     {"unet_blocks"},
     {"scheduler", "vae", "unet", "clip"},
-    {"conditioning", "foreign_scheduler"},
+    {"conditioning", "foreign_scheduler", "clip_guidance"},
     {"control"},
 ]
 UPWARDS = {

@@ -151,7 +151,7 @@ class Run:
         except SdcliError as error:
             self.fail(alike, error)
             return None
-        for message in self.bench.warnings():
+        for message in (*self.bench.warnings(), *easel.warnings([picture.settings for picture in alike])):
             self.report(Warned(message))
         self.part.keys.fingerprints(settings)  # hashed beside the work
         if self.part.schedulers:

@@ -55,6 +55,8 @@ def generate(
     control_end: flags.ControlEnd = None,
     hires_scale: flags.HiresScale = None,
     hires_strength: flags.HiresStrength = None,
+    clip_guidance: flags.ClipGuidance = None,
+    clip_model: flags.ClipModel = None,
     output: flags.Output = None,
     if_exists: options.IfExists = IfExistsChoice.error,
     file_format: options.Format = None,
@@ -130,6 +132,8 @@ def generate(
         "control_end": control_end,
         "hires_scale": hires_scale,
         "hires_strength": hires_strength,
+        "clip_guidance": clip_guidance,
+        "clip_model": clip_model,
     }
     asked = Asked(
         prompts=tuple(prompts or ()),

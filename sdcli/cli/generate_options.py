@@ -25,6 +25,7 @@ sampling = partial(typer.Option, rich_help_panel="Size and sampling")
 beginning = partial(typer.Option, rich_help_panel="A picture to begin from")
 control = partial(typer.Option, rich_help_panel="ControlNet")
 hires = partial(typer.Option, rich_help_panel="A second, larger pass")
+clip = partial(typer.Option, rich_help_panel="CLIP")
 output = partial(typer.Option, rich_help_panel=OUTPUT)
 many = partial(typer.Option, rich_help_panel="Many pictures")
 machine = partial(typer.Option, rich_help_panel=MACHINE)
@@ -177,6 +178,24 @@ HiresScale = Annotated[
 ]
 HiresStrength = Annotated[
     float | None, hires("--hires-strength", metavar="X", help="How much is made anew in that pass (default: 0.5).")
+]
+ClipGuidance = Annotated[
+    float | None,
+    clip(
+        "--clip-guidance",
+        metavar="X",
+        help="Follow the gradient of CLIP's similarity with the prompt at every step, which takes four times as long; "
+        "1 to 5 suit most (default: 0, which is off).",
+    ),
+]
+ClipModel = Annotated[
+    str | None,
+    clip(
+        "--clip-model",
+        metavar="NAME|FOLDER",
+        help="Whose CLIP, with an image tower (default: the model's own).",
+        autocompletion=model_names,
+    ),
 ]
 Output = Annotated[
     str | None,
