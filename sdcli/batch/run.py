@@ -10,16 +10,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from sdcli.batch.checks import check_pictures, scheduler_choice
+from sdcli.batch.denoising import Denoiser, Undrawn
 from sdcli.batch.done import OnDisk, look_for
 from sdcli.batch.events import Failed, Loaded, Made, Report, Stepped, There, Warned
 from sdcli.batch.failures import FailureList
-from sdcli.batch.finishing import Drawn, Finish, Finisher
+from sdcli.batch.finishing import Finish, Finisher
 from sdcli.batch.groups import by_kind, by_model, group_size, portions
 from sdcli.batch.manifest import Manifest
-from sdcli.batch.memory import Ladder, what_would_fit
+from sdcli.batch.memory import Ladder
 from sdcli.batch.part import Part
 from sdcli.device import explain_out_of_memory
 from sdcli.drawing import Easel, ForeignEasel
@@ -59,6 +58,7 @@ class Run:
             self.preview = Preview(Path(how.preview), how.preview_vae, self.placement)
         self.part: Part | None = None
         self.bench: Workbench | None = None
+        self.denoise: Denoiser | None = None
         self.finish: Finish | None = None
         self.finisher: Finisher | None = None
 
@@ -120,6 +120,15 @@ class Run:
         """Make the pictures of one model."""
         started_at, told, taken = time.monotonic(), False, []  # by another process
         self.bench = self.benches.of(part.model, self.how)
+        self.denoise = Denoiser(
+            part=part,
+            bench=self.bench,
+            how=self.how,
+            ladder=self.ladder,
+            preview=self.preview,
+            size_of=self.size_of,
+            on_stepped=self.tell_step,
+        )
         self.finish = Finish(part, self.bench, self.how, self.ladder)
         self.finisher = Finisher(self.finish)
         try:
@@ -181,59 +190,19 @@ class Run:
 
     def make(self, group: list[Picture], easel: Easel | ForeignEasel) -> None:
         """Denoise a group of pictures of equal settings but for text and seed, and hand them on."""
-        groups = [group] if group else []
-        while groups:
-            group = groups.pop(0)
-            limit = self.ladder.size(len(group))
-            if len(group) > limit:
-                groups[:0] = in_parts(group, limit)
+        for outcome in self.denoise(group, easel):
+            self.pass_warnings_on()
+            if isinstance(outcome, Undrawn):
+                self.fail(outcome.pictures, outcome.error)
                 continue
-            try:
-                drawn = self.draw(group, easel)
-            except SdcliError as error:
-                fewer = self.ladder.smaller(len(group), error, self.bench)
-                self.pass_warnings_on()
-                if fewer is None and len(group) > 1 and self.how.on_error == "skip":
-                    fewer = 1  # to see which of them it is
-                if fewer is None:
-                    self.fail(group, error)
-                else:
-                    groups[:0] = in_parts(group, fewer)
-                continue
-            for each in drawn:
-                self.finisher.submit(each)
-            self.collect(waiting=WAITING * len(group) if self.bench.overlaps else 0)
+            for drawn in outcome:
+                self.finisher.submit(drawn)
+            self.collect(waiting=WAITING * len(outcome) if self.bench.overlaps else 0)
 
-    def draw(self, group: list[Picture], easel: Easel | ForeignEasel) -> list[Drawn]:
-        """Denoise pictures.
-
-        Raises:
-            SdcliError: memory runs out, or the UNet gives values that are no numbers.
-        """
-        started_at = time.monotonic()
-        settings = [picture.settings for picture in group]
-        if self.how.strict:
-            settings += settings[-1:] * (self.size_of(settings[0]) - len(group))
-        steps: list[torch.Tensor] = []
-        wants_steps = any(picture.steps_path is not None for picture in group)
-
-        def on_step(step: int, total: int, latents: torch.Tensor, pred_original_sample: torch.Tensor | None) -> None:
-            seen = latents if pred_original_sample is None else pred_original_sample
-            if wants_steps:
-                steps.append(seen)
-            if self.preview is not None:
-                self.preview(easel.pipeline, step, seen[0])
-            self.report(Stepped(group[0].index, len(group), step, total))
-            self.report_good()
-
-        size = (settings[0].width, settings[0].height)
-        with explain_out_of_memory(f"at {size[0]}x{size[1]}", what_would_fit(*size)):
-            latents = easel.draw(settings, on_step)
-        elapsed_s = (time.monotonic() - started_at) / len(group)
-        return [
-            Drawn(self.part.resolved(picture), latents[[place]], [step[place] for step in steps], elapsed_s, easel)
-            for place, picture in enumerate(group)
-        ]
+    def tell_step(self, event: Stepped) -> None:
+        """Report a step, and what is done meanwhile."""
+        self.report(event)
+        self.report_good()
 
     def collect(self, waiting: int) -> None:
         """Report pictures that the finisher is done with, and leave at most `waiting` with it. Nothing is denoised now.
@@ -287,8 +256,3 @@ class Run:
             if self.manifest is not None:
                 self.manifest.release(picture.path)
             self.report(Failed(picture, error))
-
-
-def in_parts(group: list[Picture], size: int) -> list[list[Picture]]:
-    """A group as groups of at most `size`."""
-    return [group[start : start + size] for start in range(0, len(group), size)]
