@@ -52,6 +52,7 @@ class Provenance:
         key: SHA-256 of everything that decides the picture.
         computed: what of the way in which it was computed changes its last bits, where that was not as usual.
         inputs: SHA-256 of every file that the settings name, by its name there, so that it is found where it has moved.
+        ranking: of a picture that was kept because it was among the best of several, how that came; else empty.
     """
 
     model_name: str
@@ -63,6 +64,7 @@ class Provenance:
     key: str = ""
     computed: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    ranking: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model_hash(self) -> str:
@@ -119,7 +121,10 @@ def quote(text: str) -> str:
 
 def complete_json(settings: GenerateSettings, provenance: Provenance) -> str:
     """Everything that decides the picture, as one line of ASCII JSON."""
-    return json.dumps({"schema": SCHEMA, "settings": asdict(settings), **asdict(provenance)})
+    about = asdict(provenance)
+    if not about["ranking"]:
+        del about["ranking"]
+    return json.dumps({"schema": SCHEMA, "settings": asdict(settings), **about})
 
 
 def read_complete_json(text: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "sdcli"
 LEVELS = [
     {"errors", "components"},
     {"pickles"},
-    {"prompt_syntax", "files", "headers", "hub", "wildcards", "exif", "untrusted_json"},
+    {"contest", "prompt_syntax", "files", "headers", "hub", "wildcards", "exif", "untrusted_json"},
     {"settings", "families"},
     {"models_file", "run_settings", "setting_types"},
     {"device", "registry", "images", "prompts"},

@@ -33,9 +33,11 @@ def check_pictures(pictures: Sequence[Picture], model: ModelSpec, how: RunSettin
     """
     if is_foreign(model, stock.PIPELINES):
         check_foreign(pictures, model, how)
+        check_contests(pictures, model, how)
         return {}
     schedulers = check_schedulers(pictures, model)
     check_clip_guidance(pictures, model, how, schedulers)
+    check_contests(pictures, model, how)
     if inpaints(model.path, model.allow_pickle) and any(picture.settings.mask is None for picture in pictures):
         hint = "add --init-image FILE --mask FILE, or take the plain model of the family"
         raise SdcliError(f"{model.name} is for inpainting, and needs a picture and a mask", hint=hint)
@@ -82,6 +84,17 @@ def check_clip_guidance(
             scheduler.signal_left(scheduler.timesteps[0])
         except ValueError as error:
             raise SdcliError(str(error), hint="try another --sampler") from error
+
+
+def check_contests(pictures: Sequence[Picture], model: ModelSpec, how: RunSettings) -> None:
+    """Refuse to rank pictures where nobody can.
+
+    Raises:
+        SdcliError: a model has no CLIP.
+    """
+    ranked = [picture.settings for picture in pictures if picture.contest is not None]
+    for name in dict.fromkeys(how.clip_model or each.clip_model for each in ranked):
+        find_clip(name, model)
 
 
 def find_clip(name: str | None, model: ModelSpec) -> ModelSpec:

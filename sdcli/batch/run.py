@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sdcli.batch.checks import check_pictures, scheduler_choice
+from sdcli.batch.contests import Contests, contests_of, losers_of
 from sdcli.batch.denoising import Denoiser, Undrawn
 from sdcli.batch.done import OnDisk, look_for
-from sdcli.batch.events import Failed, Loaded, Made, Report, Stepped, There, Warned
+from sdcli.batch.events import Dropped, Failed, Loaded, Made, Report, Stepped, There, Warned
 from sdcli.batch.failures import FailureList
 from sdcli.batch.finishing import Finish, Finisher
 from sdcli.batch.groups import by_kind, by_model, group_size, portions
@@ -53,6 +54,7 @@ class Run:
         self.failed = 0
         self.placement = benches.placement
         self.ladder = Ladder()
+        self.contests = Contests(self)
         self.preview = None
         if how.preview is not None:
             self.preview = Preview(Path(how.preview), how.preview_vae, self.placement)
@@ -84,17 +86,24 @@ class Run:
                 self.make_part(part, missing)
 
     def missing(self, part: Part) -> list[Picture]:
-        """Pictures that are not on disk, or not whole; the others are reported."""
+        """Pictures that are not on disk, or not whole; the others are reported. Contests are missing as a whole."""
         if self.how.if_exists != "skip":
             return part.pictures
-        return [picture for picture in part.pictures if not self.is_there(picture)]
+        contests = contests_of(part.pictures)
+        return [picture for contest in contests if not self.is_there(contest) for picture in contest]
 
-    def is_there(self, picture: Picture) -> bool:
-        """Whether a picture need not be made; if so, that is reported and written down.
+    def is_there(self, contest: list[Picture]) -> bool:
+        """Whether a picture, or those of a contest that are kept, need not be made; if so, that is reported.
 
         Raises:
             SdcliError: in its place is another picture, and this is a run of jobs.
         """
+        if contest[0].contest is None:
+            return self.picture_is_there(contest[0])
+        return self.contests.are_there(contest)
+
+    def picture_is_there(self, picture: Picture) -> bool:
+        """What `is_there` says of a picture that is in no contest."""
         if picture.to_pipe or not picture.path.exists():
             return False
         key = self.part.key(picture)
@@ -111,14 +120,26 @@ class Run:
             return True
         if found is OnDisk.ANOTHER:
             self.report(Warned(f"{picture.path} was made from something else, and stays as it is"))
-        elif self.manifest is not None:
+            self.report(There(picture))
+        else:
+            self.tell_there(picture, key)
+        return True
+
+    def tell_there(self, picture: Picture, key: str) -> None:
+        """Report a picture that is there, and write it down."""
+        if self.manifest is not None:
             self.manifest.add(picture.path, key, {"id": picture.id, "seed": picture.settings.seed})
         self.report(There(picture))
-        return True
+
+    def drop(self, losers: Sequence[Picture], made: bool) -> None:
+        """Report candidates that are not kept."""
+        for picture in losers:
+            self.report(Dropped(picture, made))
 
     def make_part(self, part: Part, missing: list[Picture]) -> None:
         """Make the pictures of one model."""
-        started_at, told, taken = time.monotonic(), False, []  # by another process
+        started_at, told = time.monotonic(), False
+        taken: list[list[Picture]] = []  # by another process
         self.bench = self.benches.of(part.model, self.how)
         self.denoise = Denoiser(
             part=part,
@@ -139,13 +160,18 @@ class Run:
                     where = (str(self.placement.device), self.placement.precision)
                     self.report(Loaded(part.model.name, *where, time.monotonic() - started_at))
                     told = True
+                if alike[0].contest is not None:
+                    for contest in contests_of(alike):
+                        if self.claim(contest, taken):
+                            self.contests.hold(contest, easel)
+                    continue
                 for group in portions(alike, easel, self.size_of(alike[0].settings)):
-                    self.make([picture for picture in group if self.claim(picture, taken)], easel)
+                    self.make([picture for picture in group if self.claim([picture], taken)], easel)
             self.collect(waiting=0)
-            for picture in taken:
-                self.manifest.wait_for(picture.path)
-                if not self.was_made_meanwhile(picture) and (easel := self.prepare([picture])) is not None:
-                    self.make([picture], easel)
+            for contest in taken:
+                self.manifest.wait_for(contest[0].path)
+                if not self.was_made_meanwhile(contest) and (easel := self.prepare(contest)) is not None:
+                    (self.make if contest[0].contest is None else self.contests.hold)(contest, easel)
             self.collect(waiting=0)
         finally:
             self.finisher.close()  # what is denoised is written, whatever has happened
@@ -171,21 +197,21 @@ class Run:
         """How many pictures of some settings go through the networks together."""
         return self.ladder.size(group_size(settings, self.placement, self.how.batch_size))
 
-    def claim(self, picture: Picture, taken: list[Picture]) -> bool:
-        """Whether this process is to make a picture; one that another is making is put into `taken`."""
+    def claim(self, contest: list[Picture], taken: list[list[Picture]]) -> bool:
+        """Whether this process is to make a picture or hold a contest; what another has begun is put into `taken`."""
         manifest = self.manifest
         if manifest is None or self.how.if_exists in ("overwrite", "number"):
             return True
-        if not manifest.claim(picture.path):
-            taken.append(picture)
+        if not manifest.claim(contest[0].path):
+            taken.append(contest)
             return False
-        return not self.was_made_meanwhile(picture)
+        return not self.was_made_meanwhile(contest)
 
-    def was_made_meanwhile(self, picture: Picture) -> bool:
-        """Whether another process has made a picture since this one looked; it need not stay claimed then."""
-        if not self.is_there(picture):
+    def was_made_meanwhile(self, contest: list[Picture]) -> bool:
+        """Whether another process has made it since this one looked; it need not stay claimed then."""
+        if not self.is_there(contest):
             return False
-        self.manifest.release(picture.path)
+        self.manifest.release(contest[0].path)
         return True
 
     def make(self, group: list[Picture], easel: Easel | ForeignEasel) -> None:
@@ -241,17 +267,25 @@ class Run:
         while self.ladder.told:
             self.report(self.ladder.told.popleft())
 
-    def fail(self, group: Sequence[Picture], error: SdcliError) -> None:
+    def fail(self, group: Sequence[Picture], error: SdcliError, dropped: int = 0) -> None:
         """End the run, or write down what failed and go on.
+
+        Args:
+            group: of pictures; of a contest as many fail as were to be kept, and it is written down once.
+            error: why.
+            dropped: candidates of the group that were reported as such already.
 
         Raises:
             SdcliError: the run is to end.
         """
         if self.how.on_error == "stop":
             raise error
+        losers = losers_of(group)
+        self.drop(losers[dropped:], made=False)
+        group = [picture for picture in group if picture not in losers]
         self.failed += len(group)
         for picture in group:
-            if self.failures is not None:
+            if self.failures is not None and picture.candidate == 0:
                 self.failures.add(picture, error)
             if self.manifest is not None:
                 self.manifest.release(picture.path)

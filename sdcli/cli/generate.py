@@ -57,6 +57,7 @@ def generate(
     hires_strength: flags.HiresStrength = None,
     clip_guidance: flags.ClipGuidance = None,
     clip_model: flags.ClipModel = None,
+    best_of: flags.BestOf = None,
     output: flags.Output = None,
     if_exists: options.IfExists = IfExistsChoice.error,
     file_format: options.Format = None,
@@ -141,6 +142,7 @@ def generate(
         jobs_file=jobs_file,
         settings=with_recalled({name: value for name, value in settings.items() if value is not None}, from_file),
         num_images=num_images,
+        best_of=best_of,
         models_file=models_file,
         allow_pickle=allow_pickle,
     )
@@ -166,6 +168,7 @@ def generate(
         compile=compile_unet,
         offload=offload,
         tile_vae=tile_vae,
+        clip_model=clip_model,
     )
     sheet = None if grid is None else Target(grid, tuple(SUFFIXES), if_exists, "--grid")
     with options.without_collector():  # which would walk through all pictures of a long job file again and again
@@ -182,7 +185,7 @@ def generate(
         from sdcli.batch.failures import name_of_list
 
         hint = f"{where.folder / name_of_list(plan.shard)} lists them: --jobs takes it"
-        message = f"{failed} of {len(plan.pictures)} pictures failed"
+        message = f"{failed} of {plan.count} pictures failed"
         raise SdcliError(message, hint=hint, exit_code=EXIT_SOME_FAILED)
 
 

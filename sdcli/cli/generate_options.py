@@ -188,12 +188,20 @@ ClipGuidance = Annotated[
         "1 to 5 suit most (default: 0, which is off).",
     ),
 ]
+BestOf = Annotated[
+    int | None,
+    clip(
+        "--best-of",
+        metavar="N",
+        help="Make N pictures of each prompt, seeds in a row, and keep the --num-images that CLIP finds most like it.",
+    ),
+]
 ClipModel = Annotated[
     str | None,
     clip(
         "--clip-model",
         metavar="NAME|FOLDER",
-        help="Whose CLIP, with an image tower (default: the model's own).",
+        help="Whose CLIP guides and ranks, with an image tower (default: the model's own).",
         autocompletion=model_names,
     ),
 ]

@@ -30,6 +30,7 @@ class Reporter:
     def __init__(self, pictures: int):
         self.pictures = pictures
         self.made = self.there = self.failed = 0
+        self.dropped = 0  # candidates that others were better than
         self.denoised = 0  # made, or waiting to be decoded and written while others are denoised
         self.started_at = time.monotonic()
         self.loaded_at: float | None = None  # the first model
@@ -51,6 +52,9 @@ class Reporter:
             self.denoised += event.pictures * (event.step == event.steps)
         elif kind == "Warned":
             self.warn(event.message)
+        elif kind == "Dropped":
+            self.dropped += event.made
+            self.pictures -= not event.made
         elif kind == "There":
             self.there += 1
             self.skipped(event)
@@ -67,7 +71,8 @@ class Reporter:
         Some are denoised twice, where memory did not suffice; more than all is never done.
         """
         in_work = event.pictures * event.step / event.steps if event else 0
-        return min(max(self.made, self.denoised) + in_work, self.pictures - self.there - self.failed)
+        most = self.pictures - self.there - self.failed
+        return min(max(self.made + self.dropped, self.denoised) + in_work, most)
 
     def pace(self, event: Stepped | None = None) -> tuple[float, float]:
         """Pictures per second since the first model was loaded, and seconds until all are made."""
@@ -79,7 +84,7 @@ class Reporter:
     @property
     def number(self) -> int:
         """Of the picture in work, from 1."""
-        return min(self.made + self.there + self.failed + 1, self.pictures)
+        return min(self.made + self.dropped + self.there + self.failed + 1, self.pictures)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -204,7 +209,7 @@ class BarReporter(Reporter):
         """Keep the terminal free for a line of result."""
         self.bar.stop()
         yield
-        if self.made + self.there + self.failed < self.pictures:
+        if self.made + self.dropped + self.there + self.failed < self.pictures:
             self.bar.start()
 
     def warn(self, message: str) -> None:

@@ -49,6 +49,10 @@ class ResultPrinter:
             elif self.as_json:
                 steps_path = picture.steps_path and str(picture.steps_path)
                 about = {"index": picture.index, "id": picture.id, **asdict(picture.settings), "steps_path": steps_path}
-                options.print_path(picture.path, as_json=True, **about, elapsed_s=round(event.elapsed_s, 3))
+                about |= {
+                    "elapsed_s": round(event.elapsed_s, 3),
+                    **({"ranking": event.ranking} if event.ranking else {}),
+                }
+                options.print_path(picture.path, as_json=True, **about)
             else:
                 options.print_path(picture.path, as_json=False)
