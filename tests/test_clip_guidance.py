@@ -191,6 +191,26 @@ def test_every_sampler_is_led_to_pictures_that_are_more_like_the_text(sampler, p
     assert float(gain.mean()) > 0.01
 
 
+@pytest.mark.slow
+def test_the_built_in_model_is_led_to_what_its_prompts_say():
+    """Six prompts with X = 2; tests/bench/clip_guidance.py has the figures of 32, with their interval."""
+    prompts = ("a pickle", "a mouse", "an ice cube", "a whale", "a radio", "a strawberry")
+    builtin, eyes = load_pipeline(find_model("emoji"), ON_CPU), load_comparer(find_with_tower("emoji"), ON_CPU)
+    eyes.clip.requires_grad_(False)
+    size = {"width": 128, "height": 128, "num_inference_steps": 20, "guidance_scale": 4.0}
+    gains = []
+    for seed, prompt in enumerate(prompts):
+        settings = replace(SETTINGS, prompt=prompt, seed=1000 + seed, **size)
+        drawn = [
+            Easel(builtin, comparer=comparer).draw([replace(settings, clip_guidance=scale)], lambda *_: None)
+            for comparer, scale in ((None, 0.0), (eyes, 2.0))
+        ]
+        images = eyes.embed_images(normalize_for_clip(torch.cat([builtin.decode(each) for each in drawn]), 128))
+        before, after = (images @ eyes.embed_texts([prompt]).T)[:, 0].tolist()
+        gains.append(after - before)
+    assert sum(gains) / len(gains) > 0.01
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_every_kind_of_prediction_is_led(prediction_type, pipeline, comparer):
     """Noise, velocity and the picture itself."""
@@ -295,12 +315,13 @@ def test_another_clip_that_has_moved_is_found_by_its_weights(sighted, tiny_folde
     shutil.copytree(sighted, "eyes")
     made("cat", "-m", "blind", "--clip-model", "eyes", "--clip-guidance", 2, "-o", "cat.png")
     shutil.move("eyes", "moved")
-    again = ["reproduce", "cat.png", "--search", "moved", "--progress", "none"]
-    assert run([*again, "--check"]) == 0
+    again = ["reproduce", "cat.png", "--search", "moved", "--progress", "none", "-o", "again.png"]
+    assert run([*again, "--if-exists", "overwrite"]) == 0
     assert "eyes was found as" in capsys.readouterr().err
+    assert Image.open("again.png").tobytes() == Image.open("cat.png").tobytes()
     path = Path("moved/image_encoder/model.safetensors")
     save_file({name: 1.5 * tensor for name, tensor in load_file(path).items()}, path)
-    assert run(again) == 1
+    assert run([*again, "--if-exists", "overwrite"]) == 1
     assert "eyes is not here" in capsys.readouterr().err
 
 
@@ -338,6 +359,14 @@ def test_pictures_to_begin_from_masks_and_a_second_pass_are_guided(sighted):
         made("cat", "-m", sighted, *flags, "-o", f"{name}.png")
         made("cat", "-m", sighted, *flags, "--clip-guidance", 4, "-o", f"{name}-guided.png")
         assert Image.open(f"{name}.png").tobytes() != Image.open(f"{name}-guided.png").tobytes()
+
+
+def test_a_second_pass_is_guided_by_the_same_cut_outs_going_on(pipeline, comparer, monkeypatch):
+    """One guidance, with its generators where the first pass has left them."""
+    given, real = [], type(pipeline).denoise
+    monkeypatch.setattr(type(pipeline), "denoise", lambda *told: given.append(told[-1]) or real(*told))
+    latents(Easel(pipeline, comparer=comparer), {"clip_guidance": 2.0, "hires_scale": 2.0})
+    assert len(given) == 2 and given[0] is given[1] and given[0].scale == 2.0
 
 
 def test_a_text_that_clip_cannot_read_to_its_end_is_told(sighted, capsys):

@@ -15,7 +15,7 @@ import typer
 from sdcli.cli.options import ProgressChoice
 
 if TYPE_CHECKING:
-    from sdcli.batch.events import Event, Loaded, Made, Stepped, There
+    from sdcli.batch.events import Dropped, Event, Loaded, Made, Stepped, There
 
 LINE_EVERY_S = 3.0
 
@@ -55,6 +55,7 @@ class Reporter:
         elif kind == "Dropped":
             self.dropped += event.made
             self.pictures -= not event.made
+            self.beaten(event)
         elif kind == "There":
             self.there += 1
             self.skipped(event)
@@ -101,6 +102,9 @@ class Reporter:
 
     def skipped(self, event: There) -> None:
         """Tell of a picture that was already there."""
+
+    def beaten(self, event: Dropped) -> None:
+        """Tell of a candidate that is not kept."""
 
     def loaded(self, event: Loaded) -> None:
         """Tell that the model is ready."""
@@ -163,6 +167,10 @@ class JsonReporter(Reporter):
     def skipped(self, event: There) -> None:
         """Tell of a picture that was already there."""
         self.tell("skip", path=str(event.picture.path), index=event.picture.index)
+
+    def beaten(self, event: Dropped) -> None:
+        """Tell of a candidate that is not kept."""
+        self.tell("drop", index=event.picture.index, seed=event.picture.settings.seed, made=event.made)
 
     def loaded(self, event: Loaded) -> None:
         """Tell that the model is ready."""
