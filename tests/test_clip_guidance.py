@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import seeded, stock_unet
+from diffusers import ControlNetModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from seeing import SEES_PX, give_sight
@@ -17,6 +19,7 @@ from sdcli.cli import run
 from sdcli.clip_models import find_with_tower, load_comparer
 from sdcli.components.clip import normalize_for_clip
 from sdcli.components.clip_guidance import CUT_OUTS, ClipGuidance, cut_outs, generators_beside
+from sdcli.components.control import Control
 from sdcli.components.foreign_scheduler import make_scheduler
 from sdcli.components.guidance import follow_gradient
 from sdcli.components.samplers import SAMPLERS
@@ -232,6 +235,19 @@ def test_each_picture_of_a_batch_follows_its_own_gradient(pipeline, comparer):
     together = latents(easel, *changes)
     for place, change in enumerate(changes):
         torch.testing.assert_close(together[[place]], latents(easel, change), atol=1e-3, rtol=1e-3)
+
+
+def test_controlnets_have_their_say_beside_the_gradient(pipeline, comparer):
+    """What a ControlNet adds goes into the gradient too: with both, a picture is neither the one nor the other."""
+    network = seeded(
+        ControlNetModel.from_unet(stock_unet(), conditioning_embedding_out_channels=(16, 32)), seed=5
+    ).requires_grad_(False)
+    control = Control(network, noise_of(1, 3, 16, 16).sigmoid())
+    made = [
+        latents(Easel(pipeline, controls=controls, comparer=eyes), {"clip_guidance": 2.0})
+        for controls, eyes in (((), comparer), ((control,), None), ((control,), comparer))
+    ]
+    assert made[2].isfinite().all() and not any(torch.equal(made[2], other) for other in made[:2])
 
 
 def test_weights_of_a_prompt_are_not_read_to_clip(comparer):
