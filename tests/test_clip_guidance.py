@@ -406,7 +406,7 @@ def test_a_gradient_that_is_no_number_is_no_picture(sighted, capsys):
     [
         (("--clip-guidance", "-1"), "--clip-guidance must be at least 0, got -1.0", "0 is off"),
         (("--clip-guidance", "nan"), "--clip-guidance must be at least 0", "0 is off"),
-        (("--clip-model", "emoji"), "--clip-model needs --clip-guidance", "--clip-guidance 3"),
+        (("--clip-model", "emoji"), "--clip-model needs --clip-guidance or --best-of", "--clip-guidance 2"),
         (
             ("--clip-guidance", "1"),
             "has no CLIP image tower",
