@@ -182,7 +182,7 @@ class Stopwatch:
         if pace is not None and (pace * work > self.left_s or size > LARGEST_BYTES):
             return pace * work
         started_at = time.perf_counter()
-        with torch.inference_mode():
+        with torch.no_grad():
             elapsed_s = self._known[operation] = shortest_of(REPEATS, operation.ready())
         self.left_s -= time.perf_counter() - started_at
         self._pace[operation.name] = self._pace[operation.counted] = elapsed_s / max(work, 1)
@@ -257,7 +257,7 @@ class Rehearsal:
         """Seconds that some work takes: networks that are small are not worth guessing."""
         for holder, name, hollow in self._weights:
             holder[name] = torch.full(hollow.shape, 0.01, dtype=hollow.dtype, device=self.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             arguments = given()
             seconds = shortest_of(REPEATS, lambda: work(*arguments))
         for holder, name, hollow in self._weights:

@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sdcli.comparer import Comparer
+from sdcli.components.clip_guidance import ClipGuidance, generators_beside
 from sdcli.components.conditioning import Conditioning
 from sdcli.components.control import Control
 from sdcli.foreign import ForeignPipeline
 from sdcli.images import scale_and_cut, to_image, to_pixel_values
 from sdcli.pipeline import SdPipeline
+from sdcli.prompt_syntax import plain_text
 from sdcli.settings import GenerateSettings
 
 Counted = Callable[[int, int, Tensor, Tensor | None], None]
@@ -31,11 +34,13 @@ class Easel:
         canvas: picture to begin from, (1, 3, H, W) in [-1, 1], and its mask, (1, 1, H, W) or None; None begins from
             noise.
         controls: ControlNets.
+        comparer: the CLIP whose gradient is followed; None follows none.
     """
 
     pipeline: SdPipeline
     canvas: tuple[Tensor, Tensor | None] | None = None
     controls: Sequence[Control] = ()
+    comparer: Comparer | None = None
 
     def draw(self, group: Sequence[GenerateSettings], on_step: Counted) -> Tensor:
         """Clean latents of pictures of settings that are equal but for text and seed, (B, C, h, w)."""
@@ -44,6 +49,16 @@ class Easel:
     def develop(self, latents: Tensor) -> Tensor:
         """Pictures of latents (B, C, h, w): (B, 3, H, W) in [-1, 1]."""
         return self.pipeline.decode(latents)
+
+    def warnings(self, group: Sequence[GenerateSettings]) -> list[str]:
+        """What the user should know of the texts of a group: those that CLIP does not read to their end."""
+        if self.comparer is None:
+            return []
+        texts = dict.fromkeys(plain_text(each.prompt) for each in group)
+        return [
+            f"CLIP reads {self.comparer.length} tokens; --clip-guidance leaves out how this ends: {text[:60]} …"
+            for text in self.comparer.check(list(texts))
+        ]
 
     def count_chunks(self, settings: GenerateSettings) -> int:
         """How long its text is; pictures with texts of another length do not go through the networks together."""
@@ -63,6 +78,10 @@ class ForeignEasel:
     def develop(self, latents: Tensor) -> Tensor:
         """Nothing is left to do."""
         return latents
+
+    def warnings(self, group: Sequence[GenerateSettings]) -> list[str]:
+        """None."""
+        return []
 
     def count_chunks(self, settings: GenerateSettings) -> int:
         """All texts have one length."""
@@ -88,13 +107,22 @@ def draw(group: Sequence[GenerateSettings], easel: Easel, on_step: Counted) -> T
     else:
         pixel_values, mask = (None if each is None else each.repeat(len(group), 1, 1, 1) for each in easel.canvas)
         noise, canvas = pipeline.prepare_canvas(pixel_values, mask, generators, first.strength)
-    latents = pipeline.denoise(noise, *told, first, generators, counted(0), canvas, easel.controls)
+    guidance = None if easel.comparer is None else clip_guidance(group, easel.comparer, generators)
+    latents = pipeline.denoise(noise, *told, first, generators, counted(0), canvas, easel.controls, guidance)
     if settings.hires_scale > 1:
         larger = enlarge(pipeline.decode(latents), settings.hires_scale)
         told = tell(group, pipeline, larger.shape[2:])
         noise, canvas = pipeline.prepare_canvas(larger, None, generators, again.strength)
-        latents = pipeline.denoise(noise, *told, again, generators, counted(calls[0]), canvas)
+        latents = pipeline.denoise(noise, *told, again, generators, counted(calls[0]), canvas, (), guidance)
     return latents
+
+
+def clip_guidance(
+    group: Sequence[GenerateSettings], comparer: Comparer, generators: Sequence[torch.Generator]
+) -> ClipGuidance:
+    """What leads a group to its texts; cut-outs have generators of their own, so that all other noise is as without."""
+    text_embeds = comparer.embed_texts([plain_text(each.prompt) for each in group]).clone()
+    return ClipGuidance(comparer.clip, text_embeds, group[0].clip_guidance, generators_beside(generators))
 
 
 def tell(

@@ -7,6 +7,7 @@ anything is loaded. Loads no torch.
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
 from collections import deque
@@ -15,6 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from sdcli.contest import Contest
 from sdcli.errors import SdcliError
 from sdcli.images import read_size
 from sdcli.output import Picture, Request
@@ -42,6 +44,7 @@ class Asker:
         flags: settings that the user chose for all jobs, by the names of GenerateSettings.
         seed: of jobs that say none.
         num_images: of jobs that say none.
+        best_of: how many are made of each prompt, of which `num_images` are kept; None keeps all.
         models_file: where models are looked up first.
         allow_pickle: read models that are no safetensors.
         found: models that were looked up already, with what they choose where nobody says.
@@ -50,9 +53,11 @@ class Asker:
     flags: Mapping[str, Any]
     seed: int
     num_images: int = 1
+    best_of: int | None = None
     models_file: Path | None = None
     allow_pickle: bool = False
     found: dict[str | None, tuple[ModelSpec, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    contests: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     def requests(self, job: Mapping[str, Any], name: str, where: str = "") -> Iterator[Request]:
         """The pictures of a job: of each picture to begin from, of each combination of its prompt, `num_images`.
@@ -66,9 +71,12 @@ class Asker:
             SdcliError: a value that no model can take.
         """
         values = {**self.flags, **{name: value for name, value in job.items() if name not in OF_JOBS}}
-        count = job.get("num_images", self.num_images)
-        if not 1 <= count <= MOST_IMAGES:
-            raise SdcliError(f"--num-images must be from 1 to {MOST_IMAGES}, got {count}", hint="try --num-images 1")
+        if "clip_guidance" not in values and values.pop("clip_model", None) is not None and self.best_of is None:
+            raise SdcliError("--clip-model needs --clip-guidance or --best-of", hint="such as --clip-guidance 2")
+        kept = job.get("num_images", self.num_images)
+        if not 1 <= kept <= MOST_IMAGES:
+            raise SdcliError(f"--num-images must be from 1 to {MOST_IMAGES}, got {kept}", hint="try --num-images 1")
+        count = self.candidates(kept)
         first_seed = values.pop("seed", self.seed)
         hint = "leave --seed out and one is drawn and reported; picture i has N + i"
         check_range("--seed", first_seed, 0, LARGEST_SEED + 1 - count, hint=hint)
@@ -81,9 +89,25 @@ class Asker:
             complete = {**self.defaults(values.get("model"), init_image, values), "init_image": init_image}
             job_id = name if len(beginnings) == 1 else f"{name}-{place:05d}"
             for text in combinations(prompt):
+                contest = None if self.best_of is None else Contest(next(self.contests), count, kept, first_seed)
                 for seed in range(first_seed, first_seed + count):
                     texts = {"prompt": choose(text, seed), "negative_prompt": choose(negative_prompt, seed)}
-                    yield Request(GenerateSettings(**texts, seed=seed, **complete), job_id, output, where)
+                    yield Request(GenerateSettings(**texts, seed=seed, **complete), job_id, output, where, contest)
+
+    def candidates(self, kept: int) -> int:
+        """How many pictures of a prompt are made, so that some are kept.
+
+        Raises:
+            SdcliError: that is fewer, or too many.
+        """
+        if self.best_of is None:
+            return kept
+        if not 1 <= self.best_of <= MOST_IMAGES:
+            raise SdcliError(f"--best-of must be from 1 to {MOST_IMAGES}, got {self.best_of}", hint="4 to 16 suit most")
+        if self.best_of < kept:
+            message = f"--best-of {self.best_of} is fewer than the {kept} pictures that are to be kept"
+            raise SdcliError(message, hint=f"make more, such as --best-of {4 * kept}, or keep fewer by --num-images")
+        return self.best_of
 
     def defaults(self, model: str | None, init_image: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a job, with those of its picture to begin from and of its model where it is silent."""
@@ -229,5 +253,7 @@ def job_of(picture: Picture, folder: Path) -> dict[str, Any]:
         if each.default is MISSING or value != each.default:
             job[short.get(each.name, each.name)] = list(value) if isinstance(value, tuple) else value
     job |= {name: escaped(job[name]) for name in ("prompt", "negative_prompt") if name in job}  # it has been chosen
+    if picture.contest is not None:  # all of it is to be held again, and its files are named by its winners
+        return {**job, "seed": picture.contest.first_seed, "num_images": picture.contest.kept}
     path = os.path.relpath(picture.path, folder)
     return {**job, "output": path.replace("{", "{{").replace("}", "}}")}

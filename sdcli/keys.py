@@ -18,6 +18,7 @@ from sdcli.checkpoints import fingerprints
 from sdcli.checkpoints.control import find_controlnet
 from sdcli.checkpoints.fingerprints import Fingerprints
 from sdcli.checkpoints.weights import sha256_of, weight_file
+from sdcli.clip_models import OWN_PARTS, TOWER, clip_files, find_with_tower
 from sdcli.errors import SdcliError
 from sdcli.files import state_of
 from sdcli.model_config import INDEX
@@ -27,9 +28,10 @@ from sdcli.settings import GenerateSettings, lora_of
 # Components whose files decide a picture.
 HASHED = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer")
 PICTURES = ("init_image", "mask")
-SINGLE, LISTS = ("vae", *PICTURES), ("embedding", "controlnet", "control_image")
+SINGLE, LISTS = ("vae", "clip_model", *PICTURES), ("embedding", "controlnet", "control_image")
 NAMED = ("model", "lora", *SINGLE, *LISTS)  # by files: not told by name
 OTHERS = tuple(each.name for each in fields(GenerateSettings) if each.name not in NAMED)
+LATER = {"clip_guidance": 0.0, "clip_model": None}  # settings that keys say only where they are not this: keys stay
 
 
 class Keys:
@@ -46,10 +48,9 @@ class Keys:
     def fingerprints(self, settings: GenerateSettings) -> Fingerprints:
         """The hashes of every weight file that decides a picture; they are taken in a thread of their own."""
         others = (*weights_beside(settings), *([] if self.model.lora is None else [self.model.lora]))
-        kind = (others, settings.vae is None)
+        kind = (others, parts_of(settings))
         if kind not in self._fingerprints:
-            parts = [part for part in HASHED if part != "vae" or settings.vae is None]
-            self._fingerprints[kind] = Fingerprints(self.model.path, parts, self.model.adapter, others)
+            self._fingerprints[kind] = Fingerprints(self.model.path, parts_of(settings), self.model.adapter, others)
         return self._fingerprints[kind]
 
     def of(self, settings: GenerateSettings) -> str:
@@ -67,7 +68,7 @@ class Keys:
         values["lora"] = [(digests[file], share) for file, share in map(lora_of, settings.lora)]
         values |= {name: [digests[file] for file in getattr(settings, name)] for name in LISTS}
         values |= {name: digests.get(getattr(settings, name)) for name in SINGLE}
-        return key_of(values)
+        return key_of({name: value for name, value in values.items() if name not in LATER or value != LATER[name]})
 
     def inputs(self, settings: GenerateSettings) -> dict[str, str]:
         """SHA-256 of every file that settings name, but for the model, by its name there; of a folder its weights'.
@@ -106,16 +107,30 @@ def digest_in_state(path: Path, state: str) -> str:
 
 def files_of(model: ModelSpec) -> list[Path]:
     """The weight files of a model."""
-    return [*fingerprints.files_of(model.path, HASHED, model.adapter), *([] if model.lora is None else [model.lora])]
+    return [
+        *fingerprints.files_of(model.path, (*HASHED, *OWN_PARTS), model.adapter),
+        *([] if model.lora is None else [model.lora]),
+    ]
+
+
+def parts_of(settings: GenerateSettings) -> tuple[str, ...]:
+    """The components of a model whose files decide a picture."""
+    parts = tuple(part for part in HASHED if part != "vae" or settings.vae is None)
+    own_clip = settings.clip_guidance > 0 and settings.clip_model is None
+    return (*parts, *OWN_PARTS) if own_clip else parts
 
 
 def weights_beside(settings: GenerateSettings) -> list[Path]:
     """Files of weights that are put onto the model, or stand beside it."""
-    return list(named_weights(settings).values())
+    named = list(named_weights(settings).values())
+    clip = [] if settings.clip_model is None else clip_files(find_with_tower(settings.clip_model)).values()
+    return list(dict.fromkeys([*named, *clip]))
 
 
 def named_weights(settings: GenerateSettings) -> dict[str, Path]:
     """Files of weights that are put onto the model, or stand beside it, by what settings call them.
+
+    Of a CLIP it is the file of its image tower.
 
     Raises:
         SdcliError: a folder is not there, or has no weights.
@@ -125,7 +140,18 @@ def named_weights(settings: GenerateSettings) -> dict[str, Path]:
     files |= {each: weights_in(find_controlnet(each)) for each in settings.controlnet}
     if settings.vae is not None:
         files[settings.vae] = weights_of_vae(settings.vae)
+    if settings.clip_model is not None:
+        files[settings.clip_model] = weights_of_tower(settings.clip_model)
     return files
+
+
+def weights_of_tower(name: str) -> Path:
+    """The file of weights of an image tower, by what settings call its model.
+
+    Raises:
+        SdcliError: there is none.
+    """
+    return clip_files(find_with_tower(name))[TOWER]
 
 
 def weights_of_vae(name: str) -> Path:

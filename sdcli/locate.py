@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdcli.checkpoints.fingerprints import digest_remembered, files_of
+from sdcli.clip_models import clip_files, find_with_tower
 from sdcli.errors import SdcliError
 from sdcli.hub import HubModel, cached_config
 from sdcli.images import PICTURES
-from sdcli.keys import HASHED, weights_in, weights_of_vae
-from sdcli.places import WEIGHTS, Places, holds
+from sdcli.keys import parts_of, weights_in, weights_of_tower, weights_of_vae
+from sdcli.places import WEIGHTS, Places, holds, root_of
 from sdcli.record import Record
 from sdcli.registry import ModelSpec, find_loadable, find_model, load_registry
 from sdcli.settings import GenerateSettings, lora_of
@@ -24,7 +25,7 @@ from sdcli.settings import GenerateSettings, lora_of
 DENOISERS = ("unet/", "transformer/")
 SHOWN_DIGITS = 12  # of a SHA-256, in a message
 FOLDERS = ("vae", "controlnet")  # named by a folder with a configuration beside the weights
-SINGLE = ("init_image", "mask", "vae")
+SINGLE = ("init_image", "mask", "vae", "clip_model")
 LISTS = ("control_image", "embedding", "controlnet")
 SEEN = ("init_image", "mask", "control_image")
 
@@ -83,12 +84,16 @@ def locate(record: Record, places: Places, lenient: bool = False) -> Found:
         found_digest = None if here is None else digest_remembered(here)
         if kind not in SEEN:
             beside.add(digest or found_digest)
+        if kind == "clip_model":
+            beside |= digests_of_clip(name)
         if here is not None and digest in (None, found_digest):
             continue
         suffixes = PICTURES if kind in SEEN else WEIGHTS
         where = None if digest is None else places.file(digest, suffixes, os.path.basename(name), kind == "vae")
         if where is not None:
             moved[name] = name_of_file(kind, where)
+            if kind == "clip_model":
+                beside |= digests_of_clip(moved[name])
         elif lenient and here is not None:
             changed.append(Difference(name, digest, found_digest))
         else:
@@ -115,7 +120,7 @@ def locate_model(
     """
     name, recorded = record.settings.model, record.provenance.weights
     wanted = {path: digest for path, digest in recorded.items() if digest not in beside}
-    parts = [part for part in HASHED if part != "vae" or record.settings.vae is None]
+    parts = parts_of(record.settings)
     for spec in candidates(name, wanted, places):
         if holds(spec, parts, set(wanted.values()), beside):
             return spec, []
@@ -192,6 +197,8 @@ def file_here(kind: str, name: str) -> Path | None:
     with contextlib.suppress(SdcliError):
         if kind == "vae":
             return weights_of_vae(name)
+        if kind == "clip_model":
+            return weights_of_tower(name)
         if kind == "controlnet":
             hub = HubModel.parse(name)
             folder = path if path.is_dir() or hub is None else cached_config(hub)
@@ -200,8 +207,17 @@ def file_here(kind: str, name: str) -> Path | None:
     return None
 
 
+def digests_of_clip(name: str) -> set[str]:
+    """SHA-256 of every file of the CLIP of a model; none where there is no such model."""
+    with contextlib.suppress(SdcliError):
+        return {digest_remembered(file) for file in clip_files(find_with_tower(name)).values()}
+    return set()
+
+
 def name_of_file(kind: str, file: Path) -> str:
-    """What a setting is to say to mean a file: its folder, where that is a component."""
+    """What a setting is to say to mean a file: its folder, where that is a component; of a CLIP that of its model."""
+    if kind == "clip_model":
+        return str(root_of(file))
     return str(file.parent if kind in FOLDERS and (file.parent / "config.json").is_file() else file)
 
 

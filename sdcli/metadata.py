@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from sdcli import __version__
@@ -32,6 +33,7 @@ A1111_SAMPLERS = {
     "deis": "DEIS",
     "lcm": "LCM",
     "tcd": "TCD",
+    "langevin": "Langevin",
 }
 A1111_SCHEDULES = {"normal": "Normal", "karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
 
@@ -50,6 +52,7 @@ class Provenance:
         key: SHA-256 of everything that decides the picture.
         computed: what it needs of the way in which it was computed, to be had again, where that was not as usual.
         inputs: SHA-256 of every file that the settings name, by its name there, so that it is found where it has moved.
+        ranking: of a picture that was kept because it was among the best of several, how that came; else empty.
     """
 
     model_name: str
@@ -61,13 +64,13 @@ class Provenance:
     key: str = ""
     computed: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    ranking: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model_hash(self) -> str:
         """What A1111 calls the model hash: ten digits of a SHA-256, here of the UNet's first file, or the only one."""
-        of_unet = [
-            digest for path, digest in sorted(self.weights.items()) if path.startswith("unet/") or "/" not in path
-        ]
+        names = sorted(self.weights, key=lambda path: (not path.startswith("unet/"), path))
+        of_unet = [self.weights[path] for path in names if path.startswith("unet/") or "/" not in path]
         return of_unet[0][:10] if of_unet else ""
 
 
@@ -100,6 +103,8 @@ def a1111_text(settings: GenerateSettings, provenance: Provenance) -> str:
         "Clip skip": settings.clip_skip + 1 if settings.clip_skip else None,
         "Eta": f"{settings.eta:g}" if settings.eta else None,
         "Guidance rescale": f"{settings.guidance_rescale:g}" if settings.guidance_rescale else None,
+        "CLIP guidance": f"{settings.clip_guidance:g}" if settings.clip_guidance else None,
+        "CLIP model": settings.clip_model and PurePath(settings.clip_model).name,
         "Version": f"sdcli {provenance.versions['sdcli']}",
     }
     last_line = ", ".join(f"{name}: {quote(str(value))}" for name, value in values.items() if value not in (None, ""))
@@ -116,7 +121,10 @@ def quote(text: str) -> str:
 
 def complete_json(settings: GenerateSettings, provenance: Provenance) -> str:
     """Everything that decides the picture, as one line of ASCII JSON."""
-    return json.dumps({"schema": SCHEMA, "settings": asdict(settings), **asdict(provenance)})
+    about = asdict(provenance)
+    if not about["ranking"]:
+        del about["ranking"]
+    return json.dumps({"schema": SCHEMA, "settings": asdict(settings), **about})
 
 
 def read_complete_json(text: str) -> dict[str, Any]:

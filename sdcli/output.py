@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcli.contest import Contest
 from sdcli.errors import SdcliError
 from sdcli.names import Day, Names, check_different, picture_template
 from sdcli.results import already_there, check_writable
@@ -30,12 +31,14 @@ class Request:
         id: of its job.
         output: where its job itself says it goes, below the output folder.
         where: file and line that ask for it, for messages.
+        contest: that it is a candidate of; None is kept in any case. Candidates of one contest lie together.
     """
 
     settings: GenerateSettings
     id: str
     output: str | None = None
     where: str = ""
+    contest: Contest | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +51,7 @@ class Picture:
         file: its path as a text, which takes less memory; the suffix decides the format; `PIPE` and one is stdout.
         id: of its job.
         steps_file: for a strip (.png) or an animation (.gif) of its steps.
+        contest: that it is a candidate of, if it is one.
     """
 
     settings: GenerateSettings
@@ -55,6 +59,12 @@ class Picture:
     file: str
     id: str = ""
     steps_file: str | None = None
+    contest: Contest | None = None
+
+    @property
+    def candidate(self) -> int:
+        """Its place in its contest, from 0."""
+        return 0 if self.contest is None else self.settings.seed - self.contest.first_seed
 
     @property
     def path(self) -> Path:
@@ -132,15 +142,15 @@ def plan_pictures(requests: Sequence[Request], where: OutputSettings, shard: Sha
         hint = "name the folder or file: -o outputs/"
         raise SdcliError("--if-exists skip needs --output: names by time are never there already", hint=hint)
     if where.output == PIPE:
-        return [to_pipe(requests, where)]
+        return to_pipe(requests, where)
     paths, steps_paths = name_pictures(requests, where)
-    check_different("--output", paths, "index")
+    check_different("--output", of_kept(paths, requests), "index")
     latents_paths = [f"{os.path.splitext(path)[0]}.safetensors" for path in paths if where.save_latents]
-    check_different("--save-latents", latents_paths, "index")
-    check_different("--save-steps", [each for each in steps_paths if each], "index")
+    check_different("--save-latents", of_kept(latents_paths, requests), "index")
+    check_different("--save-steps", [each for each in of_kept(steps_paths, requests) if each], "index")
     if both := set(paths).intersection(steps_paths):
         raise SdcliError(f"--output and --save-steps would both be {both.pop()}", hint="try --save-steps steps.gif")
-    own = range(shard.index, len(requests), shard.count)
+    own = own_places(requests, shard)
     there = already_there([paths[index] for index in own], where.if_exists)
     others = [
         path
@@ -157,24 +167,44 @@ def plan_pictures(requests: Sequence[Request], where: OutputSettings, shard: Sha
             file=paths[index],
             id=requests[index].id,
             steps_file=steps_paths[index],
+            contest=requests[index].contest,
         )
         for index in own
     ]
 
 
-def to_pipe(requests: Sequence[Request], where: OutputSettings) -> Picture:
-    """The one picture that goes to stdout.
+def own_places(requests: Sequence[Request], shard: Shard) -> Sequence[int]:
+    """The places of the pictures of a shard; all candidates of a contest are in one."""
+    if not requests or requests[0].contest is None:
+        return range(shard.index, len(requests), shard.count)
+    return [place for place, each in enumerate(requests) if each.contest.number % shard.count == shard.index]
+
+
+def of_kept(paths: Sequence[str | None], requests: Sequence[Request]) -> list[str | None]:
+    """The paths that have to be different: of candidates of which one is kept, those of one name are one file."""
+    several = [None if each.contest is None or each.contest.kept > 1 else each.contest.number for each in requests]
+    first = {(path, number): path for path, number in zip(paths, several, strict=False) if number is not None}
+    return [*first.values(), *(path for path, number in zip(paths, several, strict=False) if number is None)]
+
+
+def to_pipe(requests: Sequence[Request], where: OutputSettings) -> list[Picture]:
+    """The one picture that goes to stdout, or the candidates for it.
 
     Raises:
         SdcliError: there are more, or something else is to be written.
     """
-    if len(requests) > 1:
+    contest = requests[0].contest
+    if len(requests) > (1 if contest is None or contest.kept > 1 else contest.candidates):
         message = f"{len(requests)} pictures do not fit into one pipe"
         raise SdcliError(message, hint='write files: -o "{index}.png"')
     if where.save_steps or where.save_latents:
         flag = "--save-steps" if where.save_steps else "--save-latents"
         raise SdcliError(f"{flag} does not go with -o -", hint="name a file by --output")
-    return Picture(settings=requests[0].settings, index=0, file=f"{PIPE}.{where.file_format or 'png'}")
+    file = f"{PIPE}.{where.file_format or 'png'}"
+    return [
+        Picture(settings=each.settings, index=index, file=file, contest=each.contest)
+        for index, each in enumerate(requests)
+    ]
 
 
 def name_pictures(requests: Sequence[Request], where: OutputSettings) -> tuple[list[str], list[str | None]]:

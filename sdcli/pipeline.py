@@ -11,6 +11,7 @@ B images, C latent channels (4), h w rows and columns of latents, H W of pixels.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -21,9 +22,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from sdcli.components.canvas import Canvas
+from sdcli.components.clip_guidance import LEAST_SIGNAL, ClipGuidance
 from sdcli.components.conditioning import Conditioning
 from sdcli.components.control import Control, residuals
-from sdcli.components.guidance import guidance_embedding, guide
+from sdcli.components.guidance import follow_gradient, guidance_embedding, guide
+from sdcli.components.schedule import to_original_sample
 from sdcli.device import Placement
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.images import to_image
@@ -282,7 +285,7 @@ class SdPipeline(DiffusionPipeline):
         """Whether the UNet is shown the mask and the rest of the picture: one for inpainting, with 2C + 1 channels."""
         return self.vae is not None and self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors guidance by a gradient could not use
     def denoise(
         self,
         noise: Tensor,
@@ -293,6 +296,7 @@ class SdPipeline(DiffusionPipeline):
         on_step: OnStep | None = None,
         canvas: Canvas | None = None,
         controls: Sequence[Control] = (),
+        clip_guidance: ClipGuidance | None = None,
     ) -> Tensor:
         """Turn noise into the latents of a picture. This is where sampling happens.
 
@@ -305,6 +309,7 @@ class SdPipeline(DiffusionPipeline):
             on_step: told of every step.
             canvas: a picture to begin from; None begins from noise alone.
             controls: what else has a say.
+            clip_guidance: the text that the gradient of CLIP's similarity leads to; not within torch.inference_mode.
 
         Returns:
             Clean latents, scaled, (B, C, h, w) float32.
@@ -329,15 +334,26 @@ class SdPipeline(DiffusionPipeline):
             shown = shown.to(self._execution_device, self.unet.dtype).repeat(1 + guided, 1, 1, 1)
         timesteps = self._begin(settings)
         latents = self._first_latents(noise, timesteps, settings, canvas)
-        for step, timestep in enumerate(timesteps, start=1):
-            model_input = torch.cat([latents, latents]) if guided else latents  # (2B or B, C, h, w)
-            model_input = self.scheduler.scale_model_input(model_input, timestep).to(self.unet.dtype)
+
+        def evaluate(visible: Tensor, step: int) -> Tensor:
+            """The model output for noisy latents of unit variance, (B, C, h, w), at a step counted from 1."""
+            timestep = timesteps[step - 1]
+            model_input = torch.cat([visible, visible]) if guided else visible  # (2B or B, C, h, w)
+            model_input = model_input.to(self.unet.dtype)
             added = residuals(controls, model_input, timestep, told, (step - 1, len(timesteps)))
             if shown is not None:
                 model_input = torch.cat([model_input, shown], dim=1)  # (2B or B, 2C + 1, h, w)
             model_output = self.unet(model_input, timestep, **conditions, **added).float()
             if guided:
                 model_output = guide(*model_output.chunk(2), settings.guidance_scale, settings.guidance_rescale)
+            return model_output
+
+        for step, timestep in enumerate(timesteps, start=1):
+            visible = self.scheduler.scale_model_input(latents, timestep)
+            if clip_guidance is None:
+                model_output = evaluate(visible, step)
+            else:
+                model_output = self._clip_guided(partial(evaluate, step=step), visible, timestep, clip_guidance)
             taken = self.scheduler.step(model_output, timestep, latents, eta=settings.eta, generator=generators)
             latents = taken.prev_sample
             if canvas is not None and canvas.mask is not None and shown is None:
@@ -348,6 +364,37 @@ class SdPipeline(DiffusionPipeline):
             if on_step is not None:
                 on_step(step, len(timesteps), latents, getattr(taken, "pred_original_sample", None))
         return require_finite(latents, "UNet", self.unet.dtype)
+
+    def _clip_guided(
+        self, evaluate: Callable[[Tensor], Tensor], visible: Tensor, timestep: Tensor, guidance: ClipGuidance
+    ) -> Tensor:
+        """The model output, moved by the gradient of CLIP's similarity of the decoded x_0 that it stands for.
+
+        The gradient is that of the whole way from the noisy latents: through the UNet, the VAE and CLIP.
+
+        Args:
+            evaluate: noisy latents of unit variance to the model output.
+            visible: such latents, (B, C, h, w).
+            timestep: of all of them.
+            guidance: the text.
+
+        Raises:
+            SdcliError: the gradient is not a number.
+        """
+        alpha_bar = self.scheduler.signal_left(timestep)
+        if alpha_bar < LEAST_SIGNAL:
+            return evaluate(visible)
+        prediction_type, channels = self.scheduler.config.get("prediction_type", "epsilon"), visible.shape[1]
+        with torch.enable_grad():
+            visible = visible.detach().requires_grad_()
+            model_output = evaluate(visible)
+            prediction, variance = model_output.split([channels, model_output.shape[1] - channels], dim=1)
+            original = to_original_sample(prediction, visible, alpha_bar, prediction_type)
+            logits = guidance.logits(self._pixels(original).clamp(-1, 1))
+            (gradient,) = torch.autograd.grad(logits.sum(), visible)
+        gradient = require_finite(guidance.scale * gradient, "CLIP guidance", self.unet.dtype)
+        moved = follow_gradient(prediction.detach(), gradient, alpha_bar, prediction_type)
+        return torch.cat([moved, variance.detach()], dim=1)
 
     def _begin(self, settings: DenoiseSettings) -> Tensor:
         """Plan the steps, and give the timesteps of those that are taken.
@@ -419,11 +466,15 @@ class SdPipeline(DiffusionPipeline):
         Raises:
             SdcliError: the VAE's output is not a number.
         """
+        network = ("UNet", self.unet) if self.vae is None else ("VAE", self.vae)
+        return require_finite(self._pixels(latents), network[0], network[1].dtype).clamp(-1, 1)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """What `decode` gives before it is looked at and clamped."""
         if self.vae is None:
-            return require_finite(latents.float(), "UNet", self.unet.dtype).clamp(-1, 1).expand(-1, 3, -1, -1)
+            return latents.float().expand(-1, 3, -1, -1)
         unscaled = latents.to(self._execution_device) / self.vae.config.scaling_factor
-        pixel_values = self.vae.decode(unscaled.to(self.vae.dtype)).float()
-        return require_finite(pixel_values, "VAE", self.vae.dtype).clamp(-1, 1)
+        return self.vae.decode(unscaled.to(self.vae.dtype)).float()
 
     @classmethod
     def from_pretrained(cls, folder: str, torch_dtype: torch.dtype = torch.float32) -> "SdPipeline":

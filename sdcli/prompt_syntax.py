@@ -63,6 +63,11 @@ def parse_prompt(prompt: str) -> list[Piece]:
     return merged(pieces)
 
 
+def plain_text(prompt: str) -> str:
+    """A prompt without its weights, as one who looks at pictures reads it."""
+    return "".join(" " if piece.text is None else piece.text for piece in parse_prompt(prompt)).strip()
+
+
 def is_editing(inside: str) -> bool:
     """Whether what stands in square brackets changes between steps: from:to:when, or a|b."""
     _, colon, when = inside.rpartition(":")

@@ -63,6 +63,7 @@ class RunSettings:
         compile: compile the UNet.
         offload: keep on the GPU only what is at work: none, model or group.
         tile_vae: decode in tiles, which takes less memory.
+        clip_model: whose CLIP says which candidates of a contest are kept; None is that of the settings.
 
     Raises:
         SdcliError: a value that there is not.
@@ -80,6 +81,7 @@ class RunSettings:
     compile: bool = False
     offload: str = "none"
     tile_vae: bool = False
+    clip_model: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("--on-error", self.on_error, ON_ERROR)

@@ -28,6 +28,7 @@ SAMPLER_NAMES = (
     "deis",
     "lcm",
     "tcd",
+    "langevin",
 )
 SCHEDULE_NAMES = ("normal", "karras", "exponential", "beta")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -177,6 +178,9 @@ class GenerateSettings:
     # a second, larger pass over the picture
     hires_scale: float = 1.0  # 1 makes none
     hires_strength: float = 0.5
+    # a gradient to follow
+    clip_guidance: float = 0.0  # how much of CLIP's; 0 is none
+    clip_model: str | None = None  # whose CLIP; None is the model's own, and all that there is without guidance
 
     def __post_init__(self) -> None:
         for name in ("lora", "embedding", "controlnet", "control_image", "control_scale"):
@@ -197,6 +201,9 @@ class GenerateSettings:
         check_choice("--schedule", self.schedule, SCHEDULE_NAMES)
         check_choice("--prediction-type", self.prediction_type, PREDICTION_TYPES)
         check_choice("--timestep-spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
+        check_range("--clip-guidance", self.clip_guidance, 0, math.inf, hint="0 is off; 1 to 5 suit most")
+        if self.clip_guidance == 0:
+            object.__setattr__(self, "clip_model", None)
         self._check_init_image()
         self._check_controls()
         self._check_hires()

@@ -16,6 +16,8 @@ from sdcli.checkpoints import load_pipeline, stock
 from sdcli.checkpoints.adapters import Undo, put_lora, put_word
 from sdcli.checkpoints.control import load_controlnet
 from sdcli.checkpoints.embeddings import read_word
+from sdcli.clip_models import find_with_tower, load_comparer, require_tower
+from sdcli.comparer import Comparer
 from sdcli.components.control import Control
 from sdcli.device import Placement
 from sdcli.drawing import Easel, ForeignEasel
@@ -57,6 +59,8 @@ class Workbench:
         self._loras: tuple[str, ...] = ()
         self._undo: list[Undo] = []
         self._controlnets: dict[str, torch.nn.Module] = {}
+        self._comparers: dict[str | None, Comparer] = {}  # by what settings call their model
+        self._guides = False  # a gradient goes through the networks, which have to stay where they are
         self._tiled = how.tile_vae
         self._offloaded = how.offload
         self._states: dict[Path, str] = {}  # on disk, of every file that was loaded
@@ -79,7 +83,7 @@ class Workbench:
         states = {path: state_of(path) for path in (*files_of(self.model), *weights_beside(settings)) if path.exists()}
         if not self._whole or any(self._states.get(path, state) != state for path, state in states.items()):
             self.pipeline = self.foreign = None
-            self._loras, self._controlnets, self._states = (), {}, {}
+            self._loras, self._controlnets, self._comparers, self._states = (), {}, {}, {}
         self._states |= states
 
     def _easel(self, settings: GenerateSettings) -> Easel | ForeignEasel:
@@ -90,7 +94,28 @@ class Workbench:
                 self.foreign.put_loras(settings.lora)
                 self._loras = settings.lora
             return ForeignEasel(self.foreign)
-        return Easel(self.ready(settings), canvas_of(settings), self.controls(settings))
+        self._guides = settings.clip_guidance > 0
+        if self._guides and self._offloaded != "none":
+            hint = "leave it out, or make a smaller picture by itself"
+            raise SdcliError("--clip-guidance does not go with networks that leave the GPU", hint=hint)
+        comparer = self.comparer(settings.clip_model) if self._guides else None
+        return Easel(self.ready(settings), canvas_of(settings), self.controls(settings), comparer)
+
+    def comparer(self, name: str | None) -> Comparer:
+        """The CLIP of a model, in fp32: it is small, and gradients of half precision are rough.
+
+        Args:
+            name: of the model; None is the one in hand.
+
+        Raises:
+            SdcliError: it has none, or does not load.
+        """
+        if name not in self._comparers:
+            model = require_tower(self.model) if name is None else find_with_tower(name)
+            placement = replace(self.placement, dtype=torch.float32, mixed_precision="no")
+            self._comparers[name] = load_comparer(model, placement, truncate=True)
+            self._comparers[name].clip.requires_grad_(False)
+        return self._comparers[name]
 
     def ready(self, settings: GenerateSettings) -> SdPipeline:
         """The pipeline with everything on it that the settings name; errors as for `easel`."""
@@ -127,6 +152,8 @@ class Workbench:
         pipeline = load_pipeline(model, at_first)
         for file in settings.embedding:
             put_word(pipeline, read_word(Path(file).expanduser(), self.how.allow_pickle))
+        for network in filter(None, (pipeline.unet, pipeline.vae)):
+            network.requires_grad_(False)  # a gradient that is followed is that of pictures
         if self._tiled and pipeline.vae is not None:
             pipeline.vae.enable_tiling()
         if self.how.compile:
@@ -149,8 +176,9 @@ class Workbench:
         return True
 
     def offload(self, kind: str) -> bool:
-        """Keep on the GPU only what is at work from now on; False where that is so already, or there is no GPU."""
-        if self._offloaded != "none" or self.pipeline is None or self.placement.device.type == "cpu":
+        """Keep on the GPU only what is at work from now on; False where that is so already, or cannot be."""
+        stays = self._guides or self.placement.device.type == "cpu"
+        if self._offloaded != "none" or self.pipeline is None or stays:
             return False
         offload(self.pipeline, kind, self.placement.device)
         self._offloaded = kind

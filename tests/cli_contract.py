@@ -42,6 +42,7 @@ EVENTS = {
     "Loaded": "a model is ready",
     "Stepped": "one denoising step is done, of `images` pictures at once; `index` is that of the first",
     "Made": "a picture is on disk, whole",
+    "Dropped": "a candidate of `--best-of` is not kept; not `made` where its contest was held before, or failed",
     "There": "a picture is on disk since an earlier run (`--if-exists skip`)",
     "Failed": "a picture could not be made, and the run goes on",
     "Warned": "something that the user should know",
@@ -140,6 +141,7 @@ def generate_events() -> list[tuple[str, str, str]]:
         "Loaded": events.Loaded("", "", "", 0.0),
         "Stepped": events.Stepped(0, 1, 1, 1),
         "Made": events.Made(picture, 0.0),
+        "Dropped": events.Dropped(picture, made=True),
         "Failed": events.Failed(picture, errors.SdcliError("")),
         "Estimated": events.Estimated("", "", "", 1, 0, 1.0, 1, 1),
     }

@@ -14,16 +14,17 @@ ROOT = Path(__file__).parent.parent / "sdcli"
 LEVELS = [
     {"errors", "components"},
     {"pickles"},
-    {"prompt_syntax", "files", "headers", "hub", "wildcards", "exif", "untrusted_json"},
+    {"contest", "prompt_syntax", "files", "headers", "hub", "wildcards", "exif", "untrusted_json"},
     {"settings", "families"},
     {"models_file", "model_config", "run_settings", "setting_types"},
     {"device", "memory", "costs", "registry", "images", "prompts"},
     {"pipeline", "metadata", "names", "results", "sheets"},
     {"output"},
-    {"foreign", "preview", "jobs", "inputs", "grid", "foreign_metadata"},
+    {"foreign", "preview", "jobs", "inputs", "grid", "foreign_metadata", "comparer"},
     {"drawing", "recall", "comparison", "sweep"},
     {"record"},
     {"checkpoints", "adapters"},
+    {"clip_models"},
     {"keys"},
     {"places"},
     {"locate"},
@@ -37,7 +38,7 @@ COMPONENT_LEVELS = [
     {"samplers", "attention", "towers"},
     {"unet_blocks"},
     {"scheduler", "vae", "unet", "clip"},
-    {"conditioning", "foreign_scheduler"},
+    {"conditioning", "foreign_scheduler", "clip_guidance"},
     {"control"},
 ]
 UPWARDS = {

@@ -9,6 +9,7 @@ from conftest import seeded
 from diffusers import ControlNetModel
 from families import stock, write_folder
 from PIL import Image
+from seeing import give_sight
 
 from sdcli import costs
 from sdcli.batch import estimate
@@ -156,3 +157,24 @@ def test_of_another_family_nothing_is_guessed(dry, tmp_path):
     assert code == 0 and len(out) == 1
     (event,) = estimates(events)
     assert (event["images"], event["seconds"], event["memory_bytes"]) == (1, None, None)
+
+
+def test_a_gradient_takes_more_memory_than_none(dry, tmp_path, tiny_folder):
+    """What the way back needs is kept on the way there."""
+    folder = give_sight(tiny_folder, tmp_path / "model")
+    (plain,) = estimates(dry("a", "-m", folder, "-W", "64", "-H", "64", "-o", "a.png")[2])
+    (guided,) = estimates(dry("a", "-m", folder, "-W", "64", "-H", "64", "-o", "a.png", "--clip-guidance", "2")[2])
+    assert guided["memory_bytes"] > plain["memory_bytes"] + 2**20 and guided["seconds"] > plain["seconds"]
+
+
+def test_of_a_contest_every_candidate_is_to_be_made(dry, tmp_path, tiny_folder):
+    """Until those that are kept are there; candidates of one file are one line."""
+    folder = give_sight(tiny_folder, tmp_path / "model")
+    words = ("a", "-m", folder, "--best-of", "3")
+    code, out, events = dry(*words, "-o", "one.png")
+    assert (code, out, estimates(events)[0]["images"]) == (0, ["one.png"], 3)
+    flags = ("-n", "2", "-o", "{seed}.png", "--if-exists", "skip")
+    assert dry(*words, *flags)[1] == ["1.png", "2.png", "3.png"]
+    assert dry(*words, *flags, dry=False)[0] == 0
+    code, out, events = dry(*words, *flags)
+    assert (code, out) == (0, []) and (estimates(events)[0]["images"], estimates(events)[0]["there"]) == (0, 2)

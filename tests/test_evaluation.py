@@ -11,6 +11,7 @@ from scipy import linalg, ndimage
 
 from sdcli.checkpoints import load_pipeline
 from sdcli.checkpoints.folder import ON_CPU
+from sdcli.comparer import Comparer
 from sdcli.components.clip import CLIP
 from sdcli.data.folder import Example
 from sdcli.errors import SdcliError
@@ -18,7 +19,7 @@ from sdcli.evaluation.denoising import NoiseSettings, bin_edges, measure_losses
 from sdcli.evaluation.distance import compare_features, frechet_distance, share_within
 from sdcli.evaluation.pictures import batches, class_of, find_pictures, fitting_size
 from sdcli.evaluation.reconstruction import MOST_DB, measure_vae, psnr, ssim
-from sdcli.evaluation.retrieval import Comparer, best_ranks, measure_retrieval, rank_figures
+from sdcli.evaluation.retrieval import best_ranks, measure_retrieval, rank_figures
 
 
 @pytest.fixture(autouse=True)

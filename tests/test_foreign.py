@@ -185,6 +185,8 @@ def test_another_family_makes_stocks_picture_by_the_same_command(name, folders, 
         ("pixart", ("--save-steps", "a.png"), "--save-steps does not go with"),
         ("pixart", ("--schedule", "karras"), "--schedule does not go with PixArtAlphaPipeline"),
         ("flux", ("--lenient",), "--lenient does not go with"),
+        ("flux", ("--clip-guidance", "2"), "--clip-guidance does not go with FluxPipeline"),
+        ("flux", ("--best-of", "2"), "has no CLIP image tower"),
     ],
 )
 def test_what_a_family_does_not_take_is_refused(name, flags, message, folders, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """What samplers must do, whatever those of others do: end where the model says, converge, keep the data's spread."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+from sdcli.cli.generate_options import TWICE
 from sdcli.components.samplers import SAMPLERS
 from sdcli.components.samplers.consistency import boundary_weights, tcd_step
 from sdcli.components.samplers.deis import log_rho_weights
 from sdcli.components.samplers.dpm_solver import curvature_weight, dpmpp_step
 from sdcli.components.samplers.euler import ancestral_split, multistep_weights
+from sdcli.components.samplers.langevin import langevin_step
 from sdcli.components.samplers.markov import ddim_deviation, ddim_step, ddpm_step, reverse_variance
 from sdcli.components.samplers.pndm import transfer
 from sdcli.components.samplers.second_order import brownian_increment
@@ -52,11 +55,12 @@ def denoise(scheduler: Scheduler, steps: int, clean_of, noise: torch.Tensor, eta
     return samples
 
 
-def gaussian(deviation: float):
-    """The best model of data that is normal with this deviation: E[x_0 given x_t]."""
+def gaussian(deviation: float, mean: float = 0.0):
+    """The best model of data that is normal with this deviation and mean: E[x_0 given x_t]."""
 
     def clean_of(shown, alpha_bar):
-        return alpha_bar**0.5 * deviation**2 / (alpha_bar * deviation**2 + 1 - alpha_bar) * shown
+        gain = alpha_bar**0.5 * deviation**2 / (alpha_bar * deviation**2 + 1 - alpha_bar)
+        return mean + gain * (shown - alpha_bar**0.5 * mean)
 
     return clean_of
 
@@ -138,6 +142,48 @@ def test_fresh_noise_keeps_the_spread_of_the_data(sampler):
     steps = 500 if sampler in ("ddpm", "euler_a") else 100
     ended = denoise(scheduler, steps, gaussian(0.5), noise_of(1, 1, 100, 100))[-1]
     assert float(ended.std()) == pytest.approx(0.5, rel=0.04)
+
+
+@pytest.mark.parametrize("settings", [{}, {"rescale_betas_zero_snr": True, "prediction_type": "sample"}])
+def test_annealed_langevin_dynamics_draw_from_the_data_as_steps_become_many(settings):
+    """On N(1, 0.5^2) with the exact score: mean and deviation come the closer the more levels there are."""
+    scheduler = Scheduler(sampler="langevin", timestep_spacing="trailing", **settings)
+    errors = []
+    for steps in (50, 250, 1000):
+        ended = denoise(scheduler, steps, gaussian(0.5, 1.0), noise_of(1, 1, 100, 100))[-1]
+        errors.append((abs(float(ended.mean()) - 1), abs(float(ended.std()) - 0.5)))
+    assert errors[-1][0] < 0.03 and errors[-1][1] < 0.03
+    for few, many in itertools.pairwise(errors):
+        assert many[0] < few[0] and many[1] < few[1]
+
+
+def test_langevin_steps_at_one_level_draw_from_its_distribution():
+    """Of points far from it: many steps along the exact score at one level of N(1, 0.5^2) are draws of p(x_t)."""
+    alpha_bar = 0.5
+    mean, variance = alpha_bar**0.5, alpha_bar * 0.5**2 + 1 - alpha_bar
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.full((20_000,), -4.0, dtype=torch.float64)
+    for _ in range(60):
+        noise = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
+        sample = langevin_step(sample, (mean - sample) / variance, alpha_bar, noise)
+    assert float(sample.mean()) == pytest.approx(mean, abs=0.03)
+    # A step of finite length widens a normal distribution by a known factor: 1 / (1 - step / (4 variance)).
+    widened = variance / (1 - (1 - alpha_bar) / (4 * variance))
+    assert float(sample.var()) == pytest.approx(widened, rel=0.04)
+
+
+def test_the_help_of_steps_names_the_samplers_of_two_evaluations():
+    """All others evaluate the network once in a step."""
+    named = TWICE.replace(" and ", ", ").split(", ")
+    assert named == [name for name, sampler in SAMPLERS.items() if sampler.order == 2]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_langevin_evaluates_the_model_once_for_each_step(steps):
+    """`--steps` counts evaluations, as it does for samplers of first order; each at a level of its own."""
+    scheduler = Scheduler(sampler="langevin", timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    assert scheduler.order == 1 and len(set(scheduler.timesteps.tolist())) == steps
 
 
 def test_ddim_with_all_its_noise_is_ddpm():

@@ -12,7 +12,7 @@ from sdcli.components.scheduler import Scheduler
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # dpmpp_sde's stock class needs torchsde to be imported; the parity tests give it a stand-in.
-WITH_STOCK = [name for name in SAMPLERS if name != "dpmpp_sde"]
+WITH_STOCK = [name for name, each in SAMPLERS.items() if name != "dpmpp_sde" and not each.without_counterpart]
 STOCHASTIC = [name for name, sampler in SAMPLERS.items() if sampler.takes_noise is not SAMPLERS["euler"].takes_noise]
 OWN_SETTINGS = {
     "dpmpp_2m": {"algorithm_type": "dpmsolver++"},

@@ -59,7 +59,7 @@ FOLDERS = {
     },
 }
 # dpmpp_sde's stock class needs torchsde to be imported; the parity tests give it a stand-in.
-WITH_STOCK = [name for name in SAMPLERS if name != "dpmpp_sde"]
+WITH_STOCK = [name for name, each in SAMPLERS.items() if name != "dpmpp_sde" and not each.without_counterpart]
 OWN_SETTINGS = {
     "dpmpp_2m": {"algorithm_type": "dpmsolver++"},
     "dpmpp_2m_sde": {"algorithm_type": "sde-dpmsolver++"},
@@ -111,6 +111,18 @@ def test_save_pretrained_writes_the_stock_file_and_reads_it_again(name, tmp_path
     again = Scheduler.from_pretrained(tmp_path)
     assert (again.sampler, again.sigma_schedule) == (ours.sampler, ours.sigma_schedule)
     assert again.stock_config() == written
+
+
+def test_a_sampler_without_a_counterpart_is_known_again_and_stock_takes_the_nearest_class(tmp_path):
+    """Our name stands in the file beside DDPMScheduler, which stock makes of it with the same noise schedule."""
+    ours = Scheduler(sampler="langevin", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    ours.save_pretrained(tmp_path)
+    stock = diffusers.DDPMScheduler.from_pretrained(tmp_path)
+    assert torch.equal(stock.alphas_cumprod, ours.alphas_cumprod)
+    assert (stock.config.prediction_type, stock.config.clip_sample) == ("v_prediction", False)
+    assert Scheduler.from_pretrained(tmp_path).sampler == "langevin"
+    assert Scheduler.from_config(written_by(diffusers.DDPMScheduler())).sampler == "ddpm"
+    assert Scheduler.from_config(ours.stock_config(), sampler="euler").sampler == "euler"
 
 
 @pytest.mark.parity

@@ -25,7 +25,7 @@ def test_every_snippet_runs_and_its_numbers_hold():
     names: dict[str, object] = {}
     for snippet in SNIPPETS:
         exec(compile(snippet, "theory.md", "exec"), names)
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sdcli.checkpoints import load_component, stock
 from sdcli.checkpoints.folder import scheduler_changes
+from sdcli.clip_models import find_with_tower, require_tower
 from sdcli.components.foreign_scheduler import ForeignScheduler, make_scheduler
 from sdcli.components.scheduler import Scheduler
 from sdcli.errors import SdcliError
@@ -33,8 +34,11 @@ def check_pictures(pictures: Sequence[Picture], model: ModelSpec, how: RunSettin
     """
     if is_foreign(model, stock.PIPELINES):
         check_foreign(pictures, model, how)
+        check_contests(pictures, model, how)
         return {}
     schedulers = check_schedulers(pictures, model)
+    check_clip_guidance(pictures, model, how, schedulers)
+    check_contests(pictures, model, how)
     if inpaints(model.path, model.allow_pickle) and any(picture.settings.mask is None for picture in pictures):
         hint = "add --init-image FILE --mask FILE, or take the plain model of the family"
         raise SdcliError(f"{model.name} is for inpainting, and needs a picture and a mask", hint=hint)
@@ -60,6 +64,50 @@ def check_foreign(pictures: Sequence[Picture], model: ModelSpec, how: RunSetting
             raise SdcliError(f"--{flag} does not go with {model.name}", hint="leave it out")
     for picture in pictures:
         check_settings(picture.settings, model)
+
+
+def check_clip_guidance(
+    pictures: Sequence[Picture], model: ModelSpec, how: RunSettings, schedulers: Schedulers
+) -> None:
+    """Refuse a gradient to follow where nothing has one.
+
+    Raises:
+        SdcliError: a model has no CLIP, networks are to leave the GPU, or a scheduler's noise is not known.
+    """
+    guided = [picture.settings for picture in pictures if picture.settings.clip_guidance > 0]
+    if guided and how.offload != "none":
+        raise SdcliError("--offload does not go with --clip-guidance", hint="leave one of them out")
+    for name in dict.fromkeys(each.clip_model for each in guided):
+        find_clip(name, model)
+    for choice in dict.fromkeys(map(scheduler_choice, guided)):
+        scheduler = schedulers[choice]
+        try:
+            scheduler.signal_left(scheduler.timesteps[0])
+        except ValueError as error:
+            raise SdcliError(str(error), hint="try another --sampler") from error
+
+
+def check_contests(pictures: Sequence[Picture], model: ModelSpec, how: RunSettings) -> None:
+    """Refuse to rank pictures where nobody can.
+
+    Raises:
+        SdcliError: a model has no CLIP.
+    """
+    ranked = [picture.settings for picture in pictures if picture.contest is not None]
+    for name in dict.fromkeys(how.clip_model or each.clip_model for each in ranked):
+        find_clip(name, model)
+
+
+def find_clip(name: str | None, model: ModelSpec) -> ModelSpec:
+    """The model whose CLIP is meant by a name; None is the one in hand.
+
+    Raises:
+        SdcliError: it has none; the hint says which have one.
+    """
+    try:
+        return require_tower(model) if name is None else find_with_tower(name)
+    except SdcliError as error:
+        raise SdcliError(str(error), hint=f"--clip-model names another; {error.hint}") from error
 
 
 def scheduler_choice(settings: GenerateSettings) -> Choice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from sdcli.errors import SdcliError
 from sdcli.files import read_bytes
@@ -48,9 +49,20 @@ def is_whole(content: bytes) -> bool:
 
 def key_in(path: Path) -> str | None:
     """The key that a picture carries; None of a picture that this program has not made."""
+    return block_in(path).get("key")
+
+
+def ranking_in(path: Path) -> dict[str, Any]:
+    """Why a picture was kept that was one of several; empty where it was not."""
+    ranking = block_in(path).get("ranking")
+    return ranking if isinstance(ranking, dict) else {}
+
+
+def block_in(path: Path) -> dict[str, Any]:
+    """What this program has written into a picture; empty where that is nothing, or damaged."""
     try:
         text, _, _ = read_text(path)
         content = json.loads(text["sdcli"])
-        return content.get("key")
-    except (SdcliError, KeyError, ValueError, AttributeError):
-        return None
+    except (SdcliError, KeyError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdcli.batch.checks import scheduler_choice
+from sdcli.batch.checks import find_clip, scheduler_choice
 from sdcli.batch.groups import by_kind, group_size
 from sdcli.batch.part import Part
 from sdcli.checkpoints import load_pipeline
 from sdcli.checkpoints.control import load_controlnet
 from sdcli.checkpoints.folder import vae_dtype
+from sdcli.clip_models import load_comparer
+from sdcli.components.clip import normalize_for_clip
+from sdcli.components.clip_guidance import CUT_OUTS
 from sdcli.components.conditioning import Conditioning
 from sdcli.components.control import Control, residuals
 from sdcli.costs import Cost, Rehearsal, Stopwatch
@@ -65,7 +68,7 @@ def estimate(part: Part, pictures: Sequence[Picture], placement: Placement, how:
     seconds, size, least = 0.0, 0, 0
     for alike in by_kind(pictures):
         settings = alike[0].settings
-        base = (settings.vae, settings.controlnet)
+        base = (settings.vae, settings.controlnet, settings.clip_guidance > 0, settings.clip_model)
         if base not in studios:
             studios[base] = Studio(part, settings, placement, stopwatch)
         count = min(len(alike), group_size(settings, placement, how.batch_size))
@@ -99,6 +102,9 @@ class Studio:
         self.controls = [
             load_controlnet(name, AS_SAVED, pipeline.unet, model.allow_pickle) for name in settings.controlnet
         ]
+        self.clip = None
+        if settings.clip_guidance > 0:
+            self.clip = load_comparer(find_clip(settings.clip_model, part.model), AS_SAVED, truncate=True).clip
         self.rehearsal = Rehearsal(placement.device, stopwatch)
         texts = [each.text_encoder for each in pipeline.readers]
         dtypes = {VAE: vae_dtype(placement.dtype, pipeline.tokenizer_2 is not None)}
@@ -107,6 +113,8 @@ class Studio:
             name: sum(self.rehearsal.hollow(each, dtypes.get(name, placement.dtype)) for each in group)
             for name, group in networks.items()
         }
+        if self.clip is not None:
+            self.weights[UNET] += self.rehearsal.hollow(self.clip, torch.float32)
 
     def size(self, costs: dict[str, Cost], offload: str) -> int:
         """Bytes at the moment that takes most: all networks with what the one at work needs, or that one alone.
@@ -165,13 +173,24 @@ class Studio:
 
         def step(noisy: Tensor, timestep: Tensor, told: Conditioning, conditions: dict[str, Any]) -> None:
             channels = pipeline.latents_shape(1, *size)[1]
-            added = residuals(controls, noisy[:, :channels], timestep, told, (0, 1))
-            pipeline.unet(noisy, timestep, **conditions, **added)
+            with torch.set_grad_enabled(self.clip is not None):
+                noisy.requires_grad_(self.clip is not None)
+                added = residuals(controls, noisy[:, :channels], timestep, told, (0, 1))
+                model_output = pipeline.unet(noisy, timestep, **conditions, **added)
+                if self.clip is not None:
+                    self._follow(model_output[:count, :channels], noisy)
 
         controls = [Control(network, torch.empty(1, 3, *size)) for network in self.controls]
         work = (count, size, chunks, guided, settings.clip_skip)
         text = self.rehearsal.cost((TEXT, *work), read)
         return text, self.rehearsal.cost((UNET, *work), step, given).times(calls)
+
+    def _follow(self, original: Tensor, noisy: Tensor) -> None:
+        """The gradient of CLIP's similarity, with whole pictures in the place of cut-outs, which are as many."""
+        pixel_values = original if self.pipeline.vae is None else self.pipeline.vae.decode(original)
+        seen = normalize_for_clip(pixel_values.float(), self.clip.vision_model.config.image_size)
+        embeds = self.clip.embed_images(seen.repeat(CUT_OUTS, 1, 1, 1))
+        torch.autograd.grad(embeds.sum(), noisy)
 
     def _decoding(self, count: int, size: tuple[int, int], tiled: bool) -> Cost:
         """From latents to pictures; of many tiles only some are looked at."""

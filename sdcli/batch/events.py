@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from sdcli.errors import SdcliError
 from sdcli.output import Picture
@@ -37,11 +38,21 @@ class Made:
         picture: as it was made.
         elapsed_s: its own share.
         content: of its file, where it goes to stdout.
+        ranking: why it was kept, where there were others; see `Provenance`.
     """
 
     picture: Picture
     elapsed_s: float
     content: bytes | None = None
+    ranking: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A candidate is not kept, or need not be made, or cannot be."""
+
+    picture: Picture
+    made: bool
 
 
 @dataclass(frozen=True)
@@ -91,5 +102,5 @@ class Estimated:
     room: int | None = None
 
 
-Event = Loaded | Stepped | Made | There | Failed | Warned | Estimated
+Event = Loaded | Stepped | Made | Dropped | There | Failed | Warned | Estimated
 Report = Callable[[Event], None]

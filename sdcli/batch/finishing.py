@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -39,6 +40,7 @@ class Drawn:
         steps: what the model saw in the noise at each step, (C, h, w) each, where that is wanted.
         elapsed_s: its share of the time that its batch took.
         easel: that it was made on.
+        ranking: why it is kept, where there are others.
     """
 
     picture: Picture
@@ -46,6 +48,7 @@ class Drawn:
     steps: list[torch.Tensor] = field(default_factory=list)
     elapsed_s: float = 0.0
     easel: Easel | ForeignEasel | None = None
+    ranking: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,13 @@ class Finish:
         """
         started_at = time.monotonic()
         picture, settings = drawn.picture, drawn.picture.settings
-        pixel_values = self.ladder.develop(lambda: self.develop(drawn), self.bench)
-        blocks = text_blocks(settings, self.part.provenance(settings, self.bench.placement, self.how))
+        pixel_values = self.pixels(drawn)
+        provenance = self.part.provenance(settings, self.bench.placement, self.how)
+        blocks = text_blocks(settings, replace(provenance, ranking=drawn.ranking))
         content = encode_image(to_image(pixel_values), SUFFIXES[picture.path.suffix.lower()], blocks)
         elapsed_s = drawn.elapsed_s + time.monotonic() - started_at
         if picture.to_pipe:
-            return Made(picture, elapsed_s, content)
+            return Made(picture, elapsed_s, content, drawn.ranking)
         if self.how.save_latents:
             write_result(self.latents_of(drawn), picture.latents_path, self.how.if_exists)
         steps_file = picture.steps_file
@@ -85,7 +89,15 @@ class Finish:
             steps = draw_steps(drawn.steps, drawn.easel.pipeline, steps_file.lower().endswith(".gif"), blocks)
             steps_file = str(write_result(steps, picture.steps_path, self.how.if_exists))
         file = str(write_result(content, picture.path, self.how.if_exists))  # last: then everything of it is there
-        return Made(replace(picture, file=file, steps_file=steps_file), elapsed_s)
+        return Made(replace(picture, file=file, steps_file=steps_file), elapsed_s, ranking=drawn.ranking)
+
+    def pixels(self, drawn: Drawn) -> torch.Tensor:
+        """The picture, (1, 3, H, W) in [-1, 1], in tiles where it takes too much memory else.
+
+        Raises:
+            SdcliError: memory runs out all the same, or the VAE gives values that are no numbers.
+        """
+        return self.ladder.develop(lambda: self.develop(drawn), self.bench)
 
     def develop(self, drawn: Drawn) -> torch.Tensor:
         """The picture, (1, 3, H, W) in [-1, 1]."""

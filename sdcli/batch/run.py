@@ -10,16 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from sdcli.batch.checks import check_pictures, scheduler_choice
+from sdcli.batch.contests import Contests, contests_of, losers_of
+from sdcli.batch.denoising import Denoiser, Undrawn
 from sdcli.batch.done import OnDisk, in_the_way, look_for
-from sdcli.batch.events import Failed, Loaded, Made, Report, Stepped, There, Warned
+from sdcli.batch.events import Dropped, Failed, Loaded, Made, Report, Stepped, There, Warned
 from sdcli.batch.failures import FailureList
-from sdcli.batch.finishing import Drawn, Finish, Finisher
+from sdcli.batch.finishing import Finish, Finisher
 from sdcli.batch.groups import by_kind, by_model, group_size, portions
 from sdcli.batch.manifest import Manifest
-from sdcli.batch.memory import Ladder, what_would_fit
+from sdcli.batch.memory import Ladder
 from sdcli.batch.part import Part
 from sdcli.device import explain_out_of_memory
 from sdcli.drawing import Easel, ForeignEasel
@@ -54,11 +54,13 @@ class Run:
         self.failed = 0
         self.placement = benches.placement
         self.ladder = Ladder()
+        self.contests = Contests(self)
         self.preview = None
         if how.preview is not None:
             self.preview = Preview(Path(how.preview), how.preview_vae, self.placement)
         self.part: Part | None = None
         self.bench: Workbench | None = None
+        self.denoise: Denoiser | None = None
         self.finish: Finish | None = None
         self.finisher: Finisher | None = None
 
@@ -84,17 +86,24 @@ class Run:
                 self.make_part(part, missing)
 
     def missing(self, part: Part) -> list[Picture]:
-        """Pictures that are not on disk, or not whole; the others are reported."""
+        """Pictures that are not on disk, or not whole; the others are reported. Contests are missing as a whole."""
         if self.how.if_exists != "skip":
             return part.pictures
-        return [picture for picture in part.pictures if not self.is_there(picture)]
+        contests = contests_of(part.pictures)
+        return [picture for contest in contests if not self.is_there(contest) for picture in contest]
 
-    def is_there(self, picture: Picture) -> bool:
-        """Whether a picture need not be made; if so, that is reported and written down.
+    def is_there(self, contest: list[Picture]) -> bool:
+        """Whether a picture, or those of a contest that are kept, need not be made; if so, that is reported.
 
         Raises:
             SdcliError: in its place is another picture, and this is a run of jobs.
         """
+        if contest[0].contest is None:
+            return self.picture_is_there(contest[0])
+        return self.contests.are_there(contest)
+
+    def picture_is_there(self, picture: Picture) -> bool:
+        """What `is_there` says of a picture that is in no contest."""
         if picture.to_pipe or not picture.path.exists():
             return False
         key = self.part.key(picture)
@@ -109,15 +118,36 @@ class Run:
             return True
         if found is OnDisk.ANOTHER:
             self.report(Warned(f"{picture.path} was made from something else, and stays as it is"))
-        elif self.manifest is not None:
+            self.report(There(picture))
+        else:
+            self.tell_there(picture, key)
+        return True
+
+    def tell_there(self, picture: Picture, key: str) -> None:
+        """Report a picture that is there, and write it down."""
+        if self.manifest is not None:
             self.manifest.add(picture.path, key, {"id": picture.id, "seed": picture.settings.seed})
         self.report(There(picture))
-        return True
+
+    def drop(self, losers: Sequence[Picture], made: bool) -> None:
+        """Report candidates that are not kept."""
+        for picture in losers:
+            self.report(Dropped(picture, made))
 
     def make_part(self, part: Part, missing: list[Picture]) -> None:
         """Make the pictures of one model."""
-        started_at, told, taken = time.monotonic(), False, []  # by another process
+        started_at, told = time.monotonic(), False
+        taken: list[list[Picture]] = []  # by another process
         self.bench = self.benches.of(part.model, self.how)
+        self.denoise = Denoiser(
+            part=part,
+            bench=self.bench,
+            how=self.how,
+            ladder=self.ladder,
+            preview=self.preview,
+            size_of=self.size_of,
+            on_stepped=self.tell_step,
+        )
         self.finish = Finish(part, self.bench, self.how, self.ladder)
         self.finisher = Finisher(self.finish)
         try:
@@ -128,13 +158,18 @@ class Run:
                     where = (str(self.placement.device), self.placement.precision)
                     self.report(Loaded(part.model.name, *where, time.monotonic() - started_at))
                     told = True
+                if alike[0].contest is not None:
+                    for contest in contests_of(alike):
+                        if self.claim(contest, taken):
+                            self.contests.hold(contest, easel)
+                    continue
                 for group in portions(alike, easel, self.size_of(alike[0].settings)):
-                    self.make([picture for picture in group if self.claim(picture, taken)], easel)
+                    self.make([picture for picture in group if self.claim([picture], taken)], easel)
             self.collect(waiting=0)
-            for picture in taken:
-                self.manifest.wait_for(picture.path)
-                if not self.was_made_meanwhile(picture) and (easel := self.prepare([picture])) is not None:
-                    self.make([picture], easel)
+            for contest in taken:
+                self.manifest.wait_for(contest[0].path)
+                if not self.was_made_meanwhile(contest) and (easel := self.prepare(contest)) is not None:
+                    (self.make if contest[0].contest is None else self.contests.hold)(contest, easel)
             self.collect(waiting=0)
         finally:
             self.finisher.close()  # what is denoised is written, whatever has happened
@@ -149,7 +184,7 @@ class Run:
         except SdcliError as error:
             self.fail(alike, error)
             return None
-        for message in self.bench.warnings():
+        for message in (*self.bench.warnings(), *easel.warnings([picture.settings for picture in alike])):
             self.report(Warned(message))
         self.part.keys.fingerprints(settings)  # hashed beside the work
         if not self.part.is_foreign:
@@ -160,78 +195,38 @@ class Run:
         """How many pictures of some settings go through the networks together."""
         return self.ladder.size(group_size(settings, self.placement, self.how.batch_size))
 
-    def claim(self, picture: Picture, taken: list[Picture]) -> bool:
-        """Whether this process is to make a picture; one that another is making is put into `taken`."""
+    def claim(self, contest: list[Picture], taken: list[list[Picture]]) -> bool:
+        """Whether this process is to make a picture or hold a contest; what another has begun is put into `taken`."""
         manifest = self.manifest
         if manifest is None or self.how.if_exists in ("overwrite", "number"):
             return True
-        if not manifest.claim(picture.path):
-            taken.append(picture)
+        if not manifest.claim(contest[0].path):
+            taken.append(contest)
             return False
-        return not self.was_made_meanwhile(picture)
+        return not self.was_made_meanwhile(contest)
 
-    def was_made_meanwhile(self, picture: Picture) -> bool:
-        """Whether another process has made a picture since this one looked; it need not stay claimed then."""
-        if not self.is_there(picture):
+    def was_made_meanwhile(self, contest: list[Picture]) -> bool:
+        """Whether another process has made it since this one looked; it need not stay claimed then."""
+        if not self.is_there(contest):
             return False
-        self.manifest.release(picture.path)
+        self.manifest.release(contest[0].path)
         return True
 
     def make(self, group: list[Picture], easel: Easel | ForeignEasel) -> None:
         """Denoise a group of pictures of equal settings but for text and seed, and hand them on."""
-        groups = [group] if group else []
-        while groups:
-            group = groups.pop(0)
-            limit = self.ladder.size(len(group))
-            if len(group) > limit:
-                groups[:0] = in_parts(group, limit)
+        for outcome in self.denoise(group, easel):
+            self.pass_warnings_on()
+            if isinstance(outcome, Undrawn):
+                self.fail(outcome.pictures, outcome.error)
                 continue
-            try:
-                drawn = self.draw(group, easel)
-            except SdcliError as error:
-                fewer = self.ladder.smaller(len(group), error, self.bench)
-                self.pass_warnings_on()
-                if fewer is None and len(group) > 1 and self.how.on_error == "skip":
-                    fewer = 1  # to see which of them it is
-                if fewer is None:
-                    self.fail(group, error)
-                else:
-                    groups[:0] = in_parts(group, fewer)
-                continue
-            for each in drawn:
-                self.finisher.submit(each)
-            self.collect(waiting=WAITING * len(group) if self.bench.overlaps else 0)
+            for drawn in outcome:
+                self.finisher.submit(drawn)
+            self.collect(waiting=WAITING * len(outcome) if self.bench.overlaps else 0)
 
-    def draw(self, group: list[Picture], easel: Easel | ForeignEasel) -> list[Drawn]:
-        """Denoise pictures.
-
-        Raises:
-            SdcliError: memory runs out, or the UNet gives values that are no numbers.
-        """
-        started_at = time.monotonic()
-        settings = [picture.settings for picture in group]
-        if self.how.strict:
-            settings += settings[-1:] * (self.size_of(settings[0]) - len(group))
-        steps: list[torch.Tensor] = []
-        wants_steps = any(picture.steps_path is not None for picture in group)
-
-        def on_step(step: int, total: int, latents: torch.Tensor, pred_original_sample: torch.Tensor | None) -> None:
-            seen = latents if pred_original_sample is None else pred_original_sample
-            if wants_steps:
-                steps.append(seen)
-            if self.preview is not None:
-                self.preview(easel.pipeline, step, seen[0])
-            self.report(Stepped(group[0].index, len(group), step, total))
-            self.report_good()
-
-        size = (settings[0].width, settings[0].height)
-        with explain_out_of_memory(f"at {size[0]}x{size[1]}", what_would_fit(*size)):
-            latents = easel.draw(settings, on_step)
-        elapsed_s = (time.monotonic() - started_at) / len(group)
-        return [
-            Drawn(self.part.resolved(picture), latents[[place]], [step[place] for step in steps], elapsed_s, easel)
-            for place, picture in enumerate(group)
-        ]
+    def tell_step(self, event: Stepped) -> None:
+        """Report a step, and what is done meanwhile."""
+        self.report(event)
+        self.report_good()
 
     def collect(self, waiting: int) -> None:
         """Report pictures that the finisher is done with, and leave at most `waiting` with it. Nothing is denoised now.
@@ -270,23 +265,26 @@ class Run:
         while self.ladder.told:
             self.report(self.ladder.told.popleft())
 
-    def fail(self, group: Sequence[Picture], error: SdcliError) -> None:
+    def fail(self, group: Sequence[Picture], error: SdcliError, dropped: int = 0) -> None:
         """End the run, or write down what failed and go on.
+
+        Args:
+            group: of pictures; of a contest as many fail as were to be kept, and it is written down once.
+            error: why.
+            dropped: candidates of the group that were reported as such already.
 
         Raises:
             SdcliError: the run is to end.
         """
         if self.how.on_error == "stop":
             raise error
+        losers = losers_of(group)
+        self.drop(losers[dropped:], made=False)
+        group = [picture for picture in group if picture not in losers]
         self.failed += len(group)
         for picture in group:
-            if self.failures is not None:
+            if self.failures is not None and picture.candidate == 0:
                 self.failures.add(picture, error)
             if self.manifest is not None:
                 self.manifest.release(picture.path)
             self.report(Failed(picture, error))
-
-
-def in_parts(group: list[Picture], size: int) -> list[list[Picture]]:
-    """A group as groups of at most `size`."""
-    return [group[start : start + size] for start in range(0, len(group), size)]

@@ -35,7 +35,8 @@ class Fingerprints(threading.Thread):
         super().__init__(daemon=True, name="fingerprints")
         self.names = files_of(folder, components, adapter)
         for path in others:
-            self.names[path] = str(path) if path.name in self.names.values() else path.name
+            names = (path.name, "/".join(path.parts[-3:]), str(path))
+            self.names.setdefault(path, next((name for name in names if name not in self.names.values()), str(path)))
         self._digests: dict[str, str] = {}
         self._remembered = read_remembered()
         self._error: SdcliError | None = None

@@ -36,6 +36,7 @@ class Asked:
         jobs_file: a job a line.
         settings: that were chosen by flags or come from a file, by the names of GenerateSettings.
         num_images: of each prompt.
+        best_of: how many are made of each prompt, of which these are kept; None keeps all.
         models_file: where models are looked up first.
         allow_pickle: read models that are no safetensors.
     """
@@ -45,6 +46,7 @@ class Asked:
     jobs_file: str | None
     settings: Mapping[str, Any]
     num_images: int
+    best_of: int | None
     models_file: Path | None
     allow_pickle: bool = False
 
@@ -121,6 +123,11 @@ class Plan:
         first = next(each for each in seeds if each is not None)
         return cls(asked, where, shard, first, seed is None, [], {}).with_seed(first)
 
+    @property
+    def count(self) -> int:
+        """How many pictures there will be: all, or of each contest those that are kept."""
+        return sum(each.contest is None or each.candidate < each.contest.kept for each in self.pictures)
+
     def with_seed(self, seed: int) -> Plan:
         """The same, with a seed for jobs that say none.
 
@@ -133,6 +140,7 @@ class Plan:
             flags=settings,
             seed=seed,
             num_images=asked.num_images,
+            best_of=asked.best_of,
             models_file=asked.models_file,
             allow_pickle=asked.allow_pickle,
         )

@@ -63,7 +63,7 @@ def rehearse_part(
     from sdcli.batch.memory import what_would_fit
     from sdcli.batch.outlook import look_ahead
 
-    outlook = look_ahead(part, how.if_exists)
+    outlook = look_ahead(part, how)
     for picture in outlook.in_the_way:
         error = in_the_way(picture.path)
         if of_jobs and how.on_error == "stop":
@@ -71,7 +71,7 @@ def rehearse_part(
         printer(Failed(picture, error) if of_jobs else Warned(f"{error}, and stays as it is"))
     for picture in outlook.there:
         printer.print_planned(part.resolved(picture), there=True)
-    for picture in outlook.to_make:
+    for picture in one_for_each_file(outlook.to_make):
         printer.print_planned(part.resolved(picture), there=False)
     facts = (part.model.name, str(placement.device), placement.precision, len(outlook.to_make), len(outlook.there))
     if part.is_foreign:
@@ -87,6 +87,11 @@ def rehearse_part(
     needed, room = (f"{size / 2**20:.0f} MiB" for size in (needs.least, needs.room))
     message = f"{part.model.name} needs about {needed} at {width}x{height}, and has {room}"
     return SdcliError(message, hint=what_would_fit(width, height), exit_code=EXIT_OUT_OF_MEMORY)
+
+
+def one_for_each_file(pictures: Sequence[Picture]) -> list[Picture]:
+    """Pictures without those candidates that would go to the file of another one."""
+    return list({picture.file: picture for picture in reversed(pictures)}.values())[::-1]
 
 
 def largest(pictures: Sequence[Picture]) -> tuple[int, int]:

@@ -160,10 +160,10 @@ def clip(
     options.go_offline(offline)
     measured.check_common(batch_size)
     with options.heavy_imports():
+        from sdcli.clip_models import find_with_tower, load_comparer
         from sdcli.device import choose_placement
         from sdcli.evaluation.pictures import class_of, find_pictures
         from sdcli.evaluation.retrieval import measure_retrieval
-        from sdcli.evaluation.towers import find_with_tower, load_comparer
 
     spec = find_with_tower(model, models_file)
     examples = find_pictures(data, num_pictures, where or (), need_captions=True, least=2)
@@ -249,10 +249,11 @@ def samples(
     options.go_offline(offline)
     measured.check_common(batch_size)
     with options.heavy_imports():
+        from sdcli.clip_models import find_with_tower
         from sdcli.device import choose_placement
         from sdcli.evaluation.distance import LEAST, compare_features
         from sdcli.evaluation.pictures import find_pictures
-        from sdcli.evaluation.towers import find_with_tower, image_features
+        from sdcli.evaluation.towers import image_features
 
     spec = find_with_tower(model, models_file, with_head=False)
     real = find_pictures(data, num_pictures, where or (), least=LEAST)

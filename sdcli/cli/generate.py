@@ -56,6 +56,9 @@ def generate(
     control_end: flags.ControlEnd = None,
     hires_scale: flags.HiresScale = None,
     hires_strength: flags.HiresStrength = None,
+    clip_guidance: flags.ClipGuidance = None,
+    clip_model: flags.ClipModel = None,
+    best_of: flags.BestOf = None,
     output: flags.Output = None,
     if_exists: options.IfExists = IfExistsChoice.error,
     file_format: options.Format = None,
@@ -132,6 +135,8 @@ def generate(
         "control_end": control_end,
         "hires_scale": hires_scale,
         "hires_strength": hires_strength,
+        "clip_guidance": clip_guidance,
+        "clip_model": clip_model,
     }
     asked = Asked(
         prompts=tuple(prompts or ()),
@@ -139,6 +144,7 @@ def generate(
         jobs_file=jobs_file,
         settings=with_recalled({name: value for name, value in settings.items() if value is not None}, from_file),
         num_images=num_images,
+        best_of=best_of,
         models_file=models_file,
         allow_pickle=allow_pickle,
     )
@@ -164,6 +170,7 @@ def generate(
         compile=compile_unet,
         offload=offload,
         tile_vae=tile_vae,
+        clip_model=clip_model,
     )
     sheet = None if grid is None else Target(grid, tuple(SUFFIXES), if_exists, "--grid")
     with options.without_collector():  # which would walk through all pictures of a long job file again and again
@@ -183,7 +190,7 @@ def generate(
         from sdcli.batch.failures import name_of_list
 
         hint = f"{where.folder / name_of_list(plan.shard)} lists them: --jobs takes it"
-        message = f"{failed} of {len(plan.pictures)} pictures failed"
+        message = f"{failed} of {plan.count} pictures failed"
         raise SdcliError(message, hint=hint, exit_code=EXIT_SOME_FAILED)
 
 

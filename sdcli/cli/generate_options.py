@@ -25,6 +25,7 @@ sampling = partial(typer.Option, rich_help_panel="Size and sampling")
 beginning = partial(typer.Option, rich_help_panel="A picture to begin from")
 control = partial(typer.Option, rich_help_panel="ControlNet")
 hires = partial(typer.Option, rich_help_panel="A second, larger pass")
+clip = partial(typer.Option, rich_help_panel="CLIP")
 output = partial(typer.Option, rich_help_panel=OUTPUT)
 many = partial(typer.Option, rich_help_panel="Many pictures")
 machine = partial(typer.Option, rich_help_panel=MACHINE)
@@ -60,7 +61,13 @@ NegativePrompt = Annotated[
     str | None, asking("-N", "--negative-prompt", metavar="TEXT", help="What to steer away from.")
 ]
 NumImages = Annotated[int, asking("-n", "--num-images", metavar="N", help="Pictures per prompt.")]
-Steps = Annotated[int | None, sampling("--steps", metavar="N", help=f"Denoising steps {OWN}.")]
+TWICE = "heun, dpm2, dpm2_a and dpmpp_sde"
+Steps = Annotated[
+    int | None,
+    sampling(
+        "--steps", metavar="N", help=f"Denoising steps, of one evaluation of the UNet each; of two with {TWICE} {OWN}."
+    ),
+]
 GuidanceScale = Annotated[
     float | None,
     sampling("-g", "--guidance-scale", metavar="X", help=f"How closely to follow the prompt; 1 is off {OWN}."),
@@ -72,7 +79,8 @@ Sampler = Annotated[
     sampling(
         "--sampler",
         metavar="NAME",
-        help=f"How steps are taken: {', '.join(SAMPLER_NAMES)}, or a scheduler as package.module.Class {OWN}.",
+        help=f"How steps are taken: {', '.join(SAMPLER_NAMES)}, or a scheduler as package.module.Class; langevin "
+        f"wants 50 steps or more {OWN}.",
         autocompletion=among(SAMPLER_NAMES),
     ),
 ]
@@ -170,6 +178,32 @@ HiresScale = Annotated[
 ]
 HiresStrength = Annotated[
     float | None, hires("--hires-strength", metavar="X", help="How much is made anew in that pass (default: 0.5).")
+]
+ClipGuidance = Annotated[
+    float | None,
+    clip(
+        "--clip-guidance",
+        metavar="X",
+        help="Follow the gradient of CLIP's similarity with the prompt at every step, which takes four times as long; "
+        "1 to 5 suit most (default: 0, which is off).",
+    ),
+]
+BestOf = Annotated[
+    int | None,
+    clip(
+        "--best-of",
+        metavar="N",
+        help="Make N pictures of each prompt, seeds in a row, and keep the --num-images that CLIP finds most like it.",
+    ),
+]
+ClipModel = Annotated[
+    str | None,
+    clip(
+        "--clip-model",
+        metavar="NAME|FOLDER",
+        help="Whose CLIP guides and ranks, with an image tower (default: the model's own).",
+        autocompletion=model_names,
+    ),
 ]
 Output = Annotated[
     str | None,

@@ -153,9 +153,9 @@ def plot_similarity(
     options.go_offline(offline)
     target = FigureTarget("--output", output, if_exists)
     with options.heavy_imports():
+        from sdcli.clip_models import find_with_tower, load_comparer
         from sdcli.device import choose_placement
         from sdcli.evaluation.retrieval import compare_files
-        from sdcli.evaluation.towers import find_with_tower, load_comparer
         from sdcli.images import load_image
         from sdcli.plots.similarity import similarity_grid
 

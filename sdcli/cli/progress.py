@@ -15,7 +15,7 @@ import typer
 from sdcli.cli.options import ProgressChoice
 
 if TYPE_CHECKING:
-    from sdcli.batch.events import Estimated, Event, Loaded, Made, Stepped, There
+    from sdcli.batch.events import Dropped, Estimated, Event, Loaded, Made, Stepped, There
 
 LINE_EVERY_S = 3.0
 
@@ -30,6 +30,7 @@ class Reporter:
     def __init__(self, pictures: int):
         self.pictures = pictures
         self.made = self.there = self.failed = 0
+        self.dropped = 0  # candidates that others were better than
         self.denoised = 0  # made, or waiting to be decoded and written while others are denoised
         self.started_at = time.monotonic()
         self.loaded_at: float | None = None  # the first model
@@ -53,6 +54,10 @@ class Reporter:
             self.warn(event.message)
         elif kind == "Estimated":
             self.estimated(event)
+        elif kind == "Dropped":
+            self.dropped += event.made
+            self.pictures -= not event.made
+            self.beaten(event)
         elif kind == "There":
             self.there += 1
             self.skipped(event)
@@ -69,7 +74,8 @@ class Reporter:
         Some are denoised twice, where memory did not suffice; more than all is never done.
         """
         in_work = event.pictures * event.step / event.steps if event else 0
-        return min(max(self.made, self.denoised) + in_work, self.pictures - self.there - self.failed)
+        most = self.pictures - self.there - self.failed
+        return min(max(self.made + self.dropped, self.denoised) + in_work, most)
 
     def pace(self, event: Stepped | None = None) -> tuple[float, float]:
         """Pictures per second since the first model was loaded, and seconds until all are made."""
@@ -81,7 +87,7 @@ class Reporter:
     @property
     def number(self) -> int:
         """Of the picture in work, from 1."""
-        return min(self.made + self.there + self.failed + 1, self.pictures)
+        return min(self.made + self.dropped + self.there + self.failed + 1, self.pictures)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -98,6 +104,9 @@ class Reporter:
 
     def skipped(self, event: There) -> None:
         """Tell of a picture that was already there."""
+
+    def beaten(self, event: Dropped) -> None:
+        """Tell of a candidate that is not kept."""
 
     def loaded(self, event: Loaded) -> None:
         """Tell that the model is ready."""
@@ -168,6 +177,10 @@ class JsonReporter(Reporter):
         """Tell of a picture that was already there."""
         self.tell("skip", path=str(event.picture.path), index=event.picture.index)
 
+    def beaten(self, event: Dropped) -> None:
+        """Tell of a candidate that is not kept."""
+        self.tell("drop", index=event.picture.index, seed=event.picture.settings.seed, made=event.made)
+
     def loaded(self, event: Loaded) -> None:
         """Tell that the model is ready."""
         self.tell("load", model=event.model, device=event.device, precision=event.precision)
@@ -220,7 +233,7 @@ class BarReporter(Reporter):
         """Keep the terminal free for a line of result."""
         self.bar.stop()
         yield
-        if self.made + self.there + self.failed < self.pictures:
+        if self.made + self.dropped + self.there + self.failed < self.pictures:
             self.bar.start()
 
     def warn(self, message: str) -> None:

@@ -52,6 +52,7 @@ class ResultPrinter:
                 options.print_bytes(event.content)
             else:
                 about = about_picture(event.picture) | {"elapsed_s": round(event.elapsed_s, 3)}
+                about |= {"ranking": event.ranking} if event.ranking else {}
                 options.print_path(event.picture.path, self.as_json, **about)
 
     def print_planned(self, picture: Picture, there: bool) -> None:

@@ -5,11 +5,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdcli.components.scheduler import Generators, Scheduler
 
+TINY = 1e-12  # stands for no signal at all
 METHODS = ("set_timesteps", "step", "scale_model_input", "add_noise")
 
 
@@ -60,6 +62,18 @@ class ForeignScheduler:
     def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """The sample as the model has to be shown it."""
         return self.scheduler.scale_model_input(sample, timestep)
+
+    def signal_left(self, timestep: Tensor | float) -> float:
+        """Signal variance left in the sample that the model is shown at this timestep; alpha-bar.
+
+        Raises:
+            ValueError: its noise schedule cannot be told.
+        """
+        if (table := getattr(self.scheduler, "alphas_cumprod", None)) is None:
+            raise ValueError(f"{self.sampler} has no alphas_cumprod, which guidance by a gradient needs")
+        signal = np.maximum(table.double().numpy(force=True), TINY)
+        noise_to_signal = np.log((1 - signal) / signal)
+        return float(1 / (1 + np.exp(np.interp(float(timestep), np.arange(len(signal)), noise_to_signal))))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noise clean samples, to begin from an image."""

@@ -25,6 +25,25 @@ def guide(unconditional: Tensor, conditional: Tensor, guidance_scale: float, gui
     return guidance_rescale * (guided * deviation) + (1 - guidance_rescale) * guided
 
 
+def follow_gradient(model_output: Tensor, gradient: Tensor, alpha_bar: float, prediction_type: str) -> Tensor:
+    """The model output whose noise is moved against a gradient, so that the sampler's next step follows it.
+
+    With pred_noise' = pred_noise - sqrt(1 - alpha_bar) * gradient the score gets the gradient on top, whatever the
+    sampler makes of it. The other kinds of output are moved by what that means for them.
+
+    Args:
+        model_output: of the kind that `prediction_type` names, (B, C, h, w).
+        gradient: of a logarithm of a probability with respect to noisy latents of unit variance, the same shape.
+        alpha_bar: signal variance left in them, in (0, 1).
+        prediction_type: epsilon, v_prediction or sample.
+
+    Reference: Dhariwal & Nichol 2021 (arXiv:2105.05233), eq. 14 and algorithm 2.
+    """
+    spread = (1 - alpha_bar) ** 0.5
+    factors = {"epsilon": -spread, "v_prediction": -spread / alpha_bar**0.5, "sample": spread**2 / alpha_bar**0.5}
+    return model_output + factors[prediction_type] * gradient
+
+
 def guidance_embedding(guidance_scale: float, width: int) -> Tensor:
     """Sinusoidal embedding of the guidance scale for a distilled UNet, (1, width) float32.
 

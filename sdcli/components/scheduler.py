@@ -195,6 +195,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """The call that begins at a timestep."""
         return self._trajectory.index_for_timestep(timestep)
 
+    def signal_left(self, timestep: Tensor | float) -> float:
+        """Signal variance left in the sample at the call that is told this timestep, relative to its size; alpha-bar.
+
+        Raises:
+            ValueError: `set_timesteps` was not called, or no call is told that timestep.
+        """
+        if self._plan is None:
+            raise ValueError("call set_timesteps before signal_left")
+        return self._plan.alpha_bars[self._trajectory.locate(timestep)]
+
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Plan a trajectory; `timesteps` then has an entry for every call of the model.
 

@@ -9,6 +9,7 @@ import re
 SAMPLERS = {
     **{name: name for name in ("ddpm", "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm2", "dpm2_a")},
     **{name: name for name in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "dpmpp_3m_sde", "unipc", "deis", "lcm", "tcd")},
+    "langevin": "langevin",
     "plms": "pndm",
     "euler_ancestral": "euler_a",
     "dpm_2": "dpm2",
@@ -39,7 +40,7 @@ AUTOMATIC = {
     **dict.fromkeys(("dpmpp_2m", "dpmpp_sde", "dpm2", "dpm2_a"), "karras"),
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_3m_sde"), "exponential"),
 }
-NORMAL_ONLY = ("ddpm", "ddim", "pndm", "euler_a", "lcm", "tcd")  # ours that take no other schedule
+NORMAL_ONLY = ("ddpm", "ddim", "pndm", "euler_a", "lcm", "tcd", "langevin")  # ours that take no other schedule
 
 
 def plain(name: str) -> str:

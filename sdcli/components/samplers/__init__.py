@@ -2,13 +2,13 @@
 
 Each family has a file, where a step is a function of tensors that can be read alone: markov (ddpm, ddim), pndm,
 euler (euler, euler_a, lms), second_order (heun, dpm2, dpm2_a, dpmpp_sde), dpm_solver (dpmpp_2m, dpmpp_2m_sde,
-dpmpp_3m_sde), unipc, deis, consistency (lcm, tcd).
+dpmpp_3m_sde), unipc, deis, consistency (lcm, tcd), langevin.
 """
 
 from functools import partial
 
-from sdcli.components.samplers import consistency, deis, dpm_solver, euler, markov, pndm, second_order, unipc
-from sdcli.components.samplers.moment import Moment, Plan, Sampler, always_noisy, noisy_until_clean
+from sdcli.components.samplers import consistency, deis, dpm_solver, euler, langevin, markov, pndm, second_order, unipc
+from sdcli.components.samplers.moment import Moment, Plan, Sampler, always_noisy, noisy_until_clean, noisy_until_last
 from sdcli.components.samplers.plans import exploding_plan
 
 _exploding = partial(Sampler, exploding=True)
@@ -113,7 +113,7 @@ SAMPLERS: dict[str, Sampler] = {
         stock_class="LCMScheduler",
         make_plan=consistency.plan_consistency,
         step=consistency.take_lcm_step,
-        takes_noise=consistency.lcm_takes_noise,
+        takes_noise=noisy_until_last,
         on_timesteps=True,
         clips=True,
         thresholds=True,
@@ -124,6 +124,16 @@ SAMPLERS: dict[str, Sampler] = {
         step=consistency.take_tcd_step,
         takes_noise=consistency.tcd_takes_noise,
         on_timesteps=True,
+    ),
+    "langevin": Sampler(
+        stock_class="DDPMScheduler",
+        make_plan=markov.plan_ddpm,
+        step=langevin.take_langevin_step,
+        takes_noise=noisy_until_last,
+        on_timesteps=True,
+        clips=True,
+        thresholds=True,
+        without_counterpart=True,
     ),
 }
 

@@ -84,11 +84,6 @@ def plan_consistency(alphas_cumprod: Tensor, num_inference_steps: int, config: A
     return timestep_plan(timesteps, list(zip(timesteps, [*timesteps[1:], 0], strict=True)), alphas_cumprod)
 
 
-def lcm_takes_noise(index: int, plan: Plan, eta: float) -> bool:
-    """All calls but the last."""
-    return index < plan.calls - 1
-
-
 def tcd_takes_noise(index: int, plan: Plan, eta: float) -> bool:
     """All calls but the last, if eta asks for noise."""
     return eta > 0 and index < plan.calls - 1

@@ -101,6 +101,11 @@ def always_noisy(index: int, plan: Plan, eta: float) -> bool:
     return True
 
 
+def noisy_until_last(index: int, plan: Plan, eta: float) -> bool:
+    """For samplers that add noise at every call but the last."""
+    return index < plan.calls - 1
+
+
 def noisy_until_clean(index: int, plan: Plan, eta: float) -> bool:
     """For samplers that add noise at every call but one that ends clean."""
     return plan.sigmas[index + 1] > 0
@@ -111,7 +116,7 @@ class Sampler:
     """How one sampler works.
 
     Attributes:
-        stock_class: its counterpart in diffusers.
+        stock_class: its counterpart in diffusers; of one that has none, the nearest.
         make_plan: (alphas_cumprod (T,), number of steps, configuration) to the plan of a trajectory.
         step: a moment to (next sample, memory for the next call). A pure function.
         takes_noise: (index, plan, eta) to whether that call needs fresh noise.
@@ -122,6 +127,7 @@ class Sampler:
         sigma_schedules: whether sigmas can be placed by karras, exponential and beta.
         clips: honours clip_sample.
         thresholds: honours thresholding.
+        without_counterpart: diffusers has no such sampler. What is saved names the nearest class, and ours beside it.
         solver_orders: allowed, the default first; empty where there is no choice.
         solver_types: allowed, the default first.
     """
@@ -136,6 +142,7 @@ class Sampler:
     sigma_schedules: bool = False
     clips: bool = False
     thresholds: bool = False
+    without_counterpart: bool = False
     solver_orders: tuple[int, ...] = field(default=())
     solver_types: tuple[str, ...] = field(default=())
 

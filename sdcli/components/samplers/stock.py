@@ -67,6 +67,8 @@ STOCK_KEYS: dict[str, tuple[str, ...]] = {
     "deis": (*_NOISE, *_SOLVER, "algorithm_type"),
     "lcm": (*_NOISE, *_CLIP, *_THRESHOLD, *_CONSISTENCY),
     "tcd": (*_NOISE, *_CLIP, *_THRESHOLD, *_CONSISTENCY),
+    # Those of its nearest class, which samples as that does, and our name, by which we know it again.
+    "langevin": (*_NOISE, *_CLIP, *_THRESHOLD, "variance_type", "rescale_betas_zero_snr", "sampler"),
 }
 
 # Keys that we implement at one value only.
@@ -145,9 +147,10 @@ def sampler_of(class_name: str, config: Mapping[str, Any]) -> str:
     Raises:
         ValueError: a class, or an algorithm of DPMSolverMultistepScheduler, that we do not have.
     """
-    names = [name for name, sampler in SAMPLERS.items() if sampler.stock_class == class_name]
+    counterparts = {name: sampler for name, sampler in SAMPLERS.items() if not sampler.without_counterpart}
+    names = [name for name, sampler in counterparts.items() if sampler.stock_class == class_name]
     if not names:
-        known = ", ".join(sorted({sampler.stock_class for sampler in SAMPLERS.values()}))
+        known = ", ".join(sorted({sampler.stock_class for sampler in counterparts.values()}))
         hint = "; give a sampler to use its noise schedule with" if class_name in OTHER_CLASSES else ""
         raise ValueError(f"no sampler for scheduler class {class_name!r}{hint}; known: {known}")
     if len(names) == 1:
