@@ -28,6 +28,7 @@ BY_PIPELINE = {  # what generation uses, for models that no models.toml names
     "PixArtSigmaPipeline": {"guidance_scale": 4.5, "num_inference_steps": 20},
     "SanaPipeline": {"guidance_scale": 4.5, "num_inference_steps": 20},
 }
+UNET_SIDE = 64  # rows and columns of latents of a UNet whose configuration does not say
 TRANSFORMER_SIDE = 128  # rows and columns of latents of a transformer whose configuration does not say
 
 
@@ -81,18 +82,23 @@ def native_size(folder: Path, allow_pickle: bool = False) -> tuple[int, int]:
     """Width and height in pixels that the model was trained on, from its configuration files, or its single file.
 
     A value that is missing there counts as Stable Diffusion 1's: a UNet for 64 by 64 latents, a VAE with stride 8.
+
+    Raises:
+        SdcliError: a file cannot be read, or says a size that is none.
     """
     if folder.is_file():
         family = families.family_of(read_header(folder, allow_pickle).shapes, folder)
         return (family.latents_side * vae_stride(folder, allow_pickle),) * 2
     stride = vae_stride(folder)
-    sample_size = read_config(folder / "unet").get("sample_size")
-    if (folder / "transformer").is_dir():
-        sample_size = read_config(folder / "transformer").get("sample_size") or TRANSFORMER_SIDE
-    if isinstance(sample_size, list):
-        rows, columns = sample_size
-        return columns * stride, rows * stride
-    return ((sample_size or 64) * stride,) * 2
+    name, usual = ("transformer", TRANSFORMER_SIDE) if (folder / "transformer").is_dir() else ("unet", UNET_SIDE)
+    sample_size = read_config(folder / name).get("sample_size")
+    sample_size = usual if sample_size is None else sample_size
+    sides = sample_size if isinstance(sample_size, list) else [sample_size] * 2
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        message = f"{folder / name / 'config.json'}: sample_size must be one or two whole numbers, got {sample_size!r}"
+        raise SdcliError(message, hint="copy the model again")
+    rows, columns = sides
+    return columns * stride, rows * stride
 
 
 def vae_stride(folder: Path, allow_pickle: bool = False) -> int:

@@ -225,6 +225,16 @@ def test_a_damaged_configuration_is_refused(empty_home):
             native_size(empty_home / "m")
 
 
+@pytest.mark.parametrize("sample_size", ['"x"', "[32]", "[32, 32, 32]", '[32, "x"]', "-4", "1.5", "true", "{}"])
+def test_a_size_that_is_none_is_refused(empty_home, sample_size):
+    """Of a UNet and of a transformer, with the file."""
+    for part in ("unet", "transformer"):
+        file = write(empty_home / part / part / "config.json", f'{{"sample_size": {sample_size}}}')
+        with pytest.raises(SdcliError, match="sample_size must be") as raised:
+            native_size(empty_home / part)
+        assert str(file) in str(raised.value) and raised.value.hint
+
+
 def test_rows_and_columns_may_differ(empty_home):
     """A UNet's sample_size of two numbers is rows, columns."""
     write(empty_home / "m" / "unet" / "config.json", '{"sample_size": [32, 64]}')
