@@ -166,8 +166,9 @@ class UnetPart(Part):
 
     def _features(self, latents: Tensor) -> list[Tensor]:
         """What every layer of CLIP's image tower makes of the pictures of latents."""
-        pixel_values = latents.expand(-1, 3, -1, -1)  # grey ones too
-        if self.pipeline.vae is not None:
+        if self.pipeline.vae is None:
+            pixel_values = latents.expand(-1, 3, -1, -1)  # grey ones too
+        else:
             pixel_values = self.pipeline.vae.decode(latents / self.pipeline.vae.config.scaling_factor)
         tower = self.pipeline.image_encoder.vision_model
         return list(tower(normalize_for_clip(pixel_values, tower.config.image_size)).hidden_states[1:])
