@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdcli.batch import finishing, groups
+from sdcli.batch import agreement, finishing, groups
 from sdcli.batch import run as batch
 from sdcli.batch.events import Loaded, Made, Stepped
 from sdcli.checkpoints import fingerprints, load_pipeline, sha256_of
@@ -81,7 +81,7 @@ def test_a_picture_is_what_the_pipeline_makes(tmp_path, tiny_model):
 
 def test_events_tell_the_run_in_order(tmp_path, tiny_model):
     """Loaded, the steps of each picture, the picture."""
-    events = run(pictures(tmp_path, {}, {"seed": 2}), tiny_model)
+    events = run(pictures(tmp_path, {}, {"seed": 2}), tiny_model, batch_size=1)
     kinds = [type(event) for event in events]
     assert kinds[0] is Loaded
     steps = [event for event in events if isinstance(event, Stepped)]
@@ -177,7 +177,7 @@ def test_names_that_are_taken_meanwhile_get_a_number(tmp_path, tiny_model):
     assert (tmp_path / "0.png").read_bytes() == b"theirs"
 
 
-def test_the_cpu_takes_one_at_a_time_and_a_gpu_what_fits(tiny_pipeline):
+def test_a_cpu_takes_a_few_small_ones_and_a_gpu_what_fits(tiny_pipeline):
     """Groups are of equal settings but for text and seed, and keep their order."""
     small = pictures(
         Path(), *({"seed": seed, "prompt": str(seed)} for seed in range(20)), {"width": 512, "height": 512}
@@ -193,11 +193,12 @@ def test_the_cpu_takes_one_at_a_time_and_a_gpu_what_fits(tiny_pipeline):
             for part in groups.portions(alike, easel, groups.group_size(alike[0].settings, placement, None))
         ]
 
-    assert [len(part) for part in parts(small, ON_CPU)] == [1] * 21
+    assert [len(part) for part in parts(small, ON_CPU)] == [16, 4, 1]
+    assert [len(part) for part in parts(large, ON_CPU)] == [1] * 6
     assert [len(part) for part in parts(small, gpu)] == [16, 4, 1]
     assert [len(part) for part in parts(large, gpu)] == [4, 2]
     assert [picture for part in parts(small, gpu) for picture in part] == small
-    assert groups.group_size(SETTINGS, gpu, 3) == 3 and groups.group_size(SETTINGS, ON_CPU, 3) == 1
+    assert groups.group_size(SETTINGS, gpu, 3) == 3 and groups.group_size(SETTINGS, ON_CPU, 3) == 3
 
 
 def test_pictures_of_a_kind_are_made_together_wherever_they_stand():
@@ -215,6 +216,43 @@ def test_a_group_is_the_single_pictures_to_a_pixel_value(tmp_path, tiny_model, m
     for index in range(3):
         single, group = (to_pixel_values(load_image(tmp_path / each / f"{index}.png")) for each in ("single", "group"))
         torch.testing.assert_close(group, single, atol=2 / 127, rtol=0)
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_on_a_cpu_pictures_are_made_together_where_that_changes_nothing(agree, tmp_path, tiny_model, monkeypatch):
+    """Which is tried once for each size of a group, with the pictures themselves; files are equal either way."""
+    tried, drawn = [], []
+    monkeypatch.setattr(agreement, "agree", lambda group, easel: tried.append(len(group)) or agree)
+    draw = Easel.draw
+    monkeypatch.setattr(Easel, "draw", lambda self, group, on: drawn.append(len(group)) or draw(self, group, on))
+    todo = [{"seed": seed, "prompt": f"cat {seed}"} for seed in range(8)]
+    run(pictures(tmp_path / "together", *todo), tiny_model, batch_size=3)
+    assert tried == [3, 2] and drawn == ([3, 3, 2] if agree else [1] * 8)
+
+
+@pytest.mark.parametrize("sampler", ["euler_a", "dpmpp_2m"])
+def test_what_is_tried_is_whether_bits_are_equal(sampler, tiny_model, monkeypatch):
+    """A group that is off by the least bit in one picture does not agree; nor does one that fails."""
+    bench = Benches(ON_CPU).of(tiny_model, RunSettings())
+    group = [replace(SETTINGS, seed=seed, sampler=sampler) for seed in (1, 2)]
+    easel = bench.easel(group[0])
+    draw = Easel.draw
+    alone = torch.cat([easel.draw([replace(each, num_inference_steps=1)], lambda *_: None) for each in group])
+
+    def by_group(change):
+        return lambda self, seen, on: change(alone.clone()) if len(seen) > 1 else draw(self, seen, on)
+
+    def off(latents):
+        latents[1, 0, 0, 0] = torch.nextafter(latents[1, 0, 0, 0], torch.tensor(9e9))
+        return latents
+
+    def failing(latents):
+        raise SdcliError("no number")
+
+    for change, expected in ((lambda latents: latents, True), (off, False), (failing, False)):
+        monkeypatch.setattr(Easel, "draw", by_group(change))
+        assert agreement.agree(group, easel) is expected
+    assert not agreement.Agreement()([replace(each, init_image="a.png") for each in group], easel)
 
 
 def test_large_files_are_hashed_once(tmp_path, tiny_folder, monkeypatch):

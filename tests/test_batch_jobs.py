@@ -16,6 +16,7 @@ from PIL import Image
 
 from sdcli import keys
 from sdcli.batch import groups, memory
+from sdcli.batch.agreement import Agreement
 from sdcli.batch.events import Failed, Made, There, Warned
 from sdcli.batch.failures import FailureList
 from sdcli.batch.manifest import Manifest
@@ -221,6 +222,7 @@ def test_batches_are_halved_until_they_fit(tmp_path, tiny_model, monkeypatch):
 
     monkeypatch.setattr(Easel, "draw", greedy)
     monkeypatch.setattr("sdcli.batch.run.group_size", lambda *_: 8)
+    monkeypatch.setattr(Agreement, "__call__", lambda *_: True)
     todo = [
         *pictures(tmp_path, 8),
         *[replace(each, file=f"{tmp_path}/b{each.index}.png") for each in pictures(tmp_path, 4, width=24)],
@@ -249,7 +251,7 @@ def test_the_vae_works_in_tiles_when_it_has_to(tmp_path, tiny_model, monkeypatch
         return develop(self, latents)
 
     monkeypatch.setattr(Easel, "develop", greedy)
-    events = run(pictures(tmp_path, 2), tiny_model)
+    events = run(pictures(tmp_path, 2), tiny_model, batch_size=1)
     assert len(drawn) == 2 and of_kind(events, Made) == [0, 1]
     assert [event.message for event in events if isinstance(event, Warned)] == [
         "out of memory while decoding: the VAE works in tiles from here on (--tile-vae)"

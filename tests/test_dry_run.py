@@ -93,8 +93,10 @@ def test_it_ends_as_the_run_would(dry):
 
 def test_time_grows_with_pictures_and_steps(dry, one_second):
     """Each network takes a second here: reading, decoding, and as many steps as there are."""
-    (event,) = estimates(dry("a", "-n", "3", "-o", "out/")[2])
+    (event,) = estimates(dry("a", "-n", "3", "-o", "out/", "--batch-size", "1")[2])
     assert event["seconds"] == 3 * (1 + 2 + 1)
+    (event,) = estimates(dry("a", "-n", "3", "-o", "out/")[2])
+    assert event["seconds"] == pytest.approx(1 + 2 + 3 * 1)  # together, and decoded one after the other
     Path("jobs.jsonl").write_text('{"prompt": "a", "steps": 5}\n{"prompt": "b", "width": 24, "steps": 3}\n')
     (event,) = estimates(dry("--jobs", "jobs.jsonl", "-o", "out/")[2])
     assert event["seconds"] == (1 + 5 + 1) + (1 + 3 + 1)

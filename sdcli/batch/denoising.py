@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from sdcli.batch.agreement import Agreement
 from sdcli.batch.events import Stepped
 from sdcli.batch.finishing import Drawn
 from sdcli.batch.memory import Ladder, what_would_fit
@@ -42,6 +43,7 @@ class Denoiser:
         preview: to be kept up to date, if there is one.
         size_of: how many pictures of some settings go through the networks together.
         on_stepped: told of every step.
+        agreement: of groups on a CPU with their pictures alone.
     """
 
     part: Part
@@ -51,6 +53,7 @@ class Denoiser:
     preview: Preview | None
     size_of: Callable[[GenerateSettings], int]
     on_stepped: Callable[[Stepped], None]
+    agreement: Agreement = field(default_factory=Agreement)
 
     def __call__(self, group: Sequence[Picture], easel: Easel | ForeignEasel) -> Iterator[list[Drawn] | Undrawn]:
         """Denoise a group of pictures of equal settings but for text and seed, in as many parts as it takes."""
@@ -58,6 +61,8 @@ class Denoiser:
         while groups:
             group = groups.pop(0)
             limit = self.ladder.size(len(group))
+            if limit > 1 and not self.agrees(group[:limit], easel):
+                limit = 1
             if len(group) > limit:
                 groups[:0] = in_parts(group, limit)
                 continue
@@ -73,6 +78,12 @@ class Denoiser:
                     groups[:0] = in_parts(group, fewer)
                 continue
             yield drawn
+
+    def agrees(self, group: Sequence[Picture], easel: Easel | ForeignEasel) -> bool:
+        """Whether pictures may be made together: on a CPU where each is as alone, or all batches are of one size."""
+        if self.how.strict or self.bench.placement.device.type != "cpu":
+            return True
+        return self.agreement([picture.settings for picture in group], easel)
 
     def draw(self, group: list[Picture], easel: Easel | ForeignEasel) -> list[Drawn]:
         """Denoise pictures.

@@ -117,14 +117,17 @@ class Finish:
 
 
 class Finisher:
-    """A thread that finishes pictures in the order in which they come, while the next ones are denoised.
+    """Finishes pictures in the order in which they come.
 
     Args:
         finish: what it does with each.
+        beside: in a thread, while the next ones are denoised on a GPU. Two threads on a CPU would share its cores, and
+            would have to wait for each other at the end of every operation.
     """
 
-    def __init__(self, finish: Callable[[Drawn], Made]):
+    def __init__(self, finish: Callable[[Drawn], Made], beside: bool):
         self.finish = finish
+        self.beside = beside
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finishing")
         self._pending: deque[tuple[Drawn, Future[Made]]] = deque()
 
@@ -134,7 +137,16 @@ class Finisher:
 
     def submit(self, drawn: Drawn) -> None:
         """Hand a picture over."""
-        self._pending.append((drawn, self._thread.submit(self.finish, drawn)))
+        self._pending.append((drawn, self._thread.submit(self.finish, drawn) if self.beside else self._now(drawn)))
+
+    def _now(self, drawn: Drawn) -> Future[Made]:
+        """Finish a picture at once."""
+        future: Future[Made] = Future()
+        try:
+            future.set_result(self.finish(drawn))
+        except SdcliError as error:
+            future.set_exception(error)
+        return future
 
     def good(self) -> Iterator[Made]:
         """Pictures that are done, in order, up to the first that failed; waits for none."""

@@ -12,6 +12,7 @@ from sdcli.output import Picture
 from sdcli.settings import GenerateSettings
 
 GROUP_PIXELS = 4 * 512 * 512  # computed together on a GPU: four pictures of Stable Diffusion 1's size
+CPU_GROUP_PIXELS = 8 * 128 * 128  # on a CPU, which has enough to do with one picture of more
 LARGEST_GROUP = 16
 OF_ONE_PICTURE = ("prompt", "negative_prompt", "seed")
 SHARED = tuple(each.name for each in fields(GenerateSettings) if each.name not in OF_ONE_PICTURE)
@@ -39,13 +40,9 @@ def by_model(pictures: Iterable[Picture]) -> dict[str, list[Picture]]:
 
 
 def group_size(settings: GenerateSettings, placement: Placement, batch_size: int | None) -> int:
-    """How many pictures go through the networks together.
-
-    One on a CPU, whatever is asked for: there, how many are computed at once changes their last bits.
-    """
-    if placement.device.type == "cpu":
-        return 1
-    return batch_size or max(1, min(LARGEST_GROUP, GROUP_PIXELS // (settings.width * settings.height)))
+    """How many pictures go through the networks together, where `Agreement` has nothing against it."""
+    together = CPU_GROUP_PIXELS if placement.device.type == "cpu" else GROUP_PIXELS
+    return batch_size or max(1, min(LARGEST_GROUP, together // (settings.width * settings.height)))
 
 
 def portions(alike: Sequence[Picture], easel: Easel | ForeignEasel, size: int) -> Iterator[list[Picture]]:

@@ -1,7 +1,7 @@
 """Many settings to many picture files, each model loaded once.
 
 A picture depends on its own settings and seed alone: all its noise comes from its own CPU generator, and on the CPU
-each picture goes through the networks alone, so that it is the same, bit for bit, whatever else the run makes.
+pictures go through the networks together only where each is the same, bit for bit, as alone.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Run:
             on_stepped=self.tell_step,
         )
         self.finish = Finish(part, self.bench, self.how, self.ladder)
-        self.finisher = Finisher(self.finish)
+        self.finisher = Finisher(self.finish, beside=self.placement.device.type != "cpu")
         try:
             for alike in by_kind(missing):
                 if (easel := self.prepare(alike)) is None:

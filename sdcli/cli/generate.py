@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -211,7 +212,10 @@ def make(plan: Plan, placed: tuple[str, str], how: RunSettings, printer: ResultP
         from sdcli.batch.run import Run
         from sdcli.device import choose_placement
 
-    run = Run(plan.models, invocation.benches(choose_placement(*placed)), how, printer)
+    placement = choose_placement(*placed)
+    if placement.device.type == "cpu":
+        how = replace(how, strict=False)  # there no picture depends on the others in any case
+    run = Run(plan.models, invocation.benches(placement), how, printer)
     parts = run.check([picture for picture in plan.pictures if picture.index not in bad])
     with contextlib.ExitStack() as books:
         if plan.where.of_jobs:

@@ -242,7 +242,7 @@ BatchSize = Annotated[
     many(
         "--batch-size",
         metavar="N|auto",
-        help="Pictures computed at once on a GPU. A CPU takes one at a time, so that each is the same to the bit.",
+        help="Pictures computed at once. A CPU takes several only where each is the same, to the bit, as alone.",
     ),
 ]
 Strict = Annotated[

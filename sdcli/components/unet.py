@@ -188,7 +188,8 @@ class UNet(ModelMixin, ConfigMixin):
     ) -> Tensor | None:
         """What every residual block is told of the time and the like, (B, 4 * C_0), after its activation.
 
-        Arguments as in `forward`; None for a network that is told nothing.
+        Arguments as in `forward`; None for a network that is told nothing. Where all of a batch are told the same it is
+        (1, 4 * C_0): it is computed once, and its last bits do not depend on how many there are.
         """
         config = self.config
         check_given("class_labels", class_labels, config.num_class_embeds is not None)
@@ -200,7 +201,7 @@ class UNet(ModelMixin, ConfigMixin):
         check_given("timestep", timestep, True)
 
         wave = partial(timestep_embedding, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)  # (1,) or (B,)
         waves = wave(timesteps, config.block_out_channels[0])
         temb = self.time_embedding(waves.to(sample.dtype), timestep_cond)
         if class_labels is not None:
