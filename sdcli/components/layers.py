@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+EQUAL_VECTORS = 4  # fewer have kernels of their own
+
 
 class Checkpointed(nn.Module):
     """A module whose parts can be run again in the backward pass instead of remembering their activations.
@@ -19,6 +21,20 @@ class Checkpointed(nn.Module):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(part, *inputs)
         return part(*inputs)
+
+
+class VectorLinear(nn.Linear):
+    """A linear layer of vectors, of which there may be one for a whole batch.
+
+    One is computed as several equal ones: kernels for a single vector split its sums by where in memory the weights
+    lie, so that the same weights from two files would differ in the last bits.
+    """
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(B, C_in) to (B, C_out)."""
+        if len(vectors) > 1:
+            return super().forward(vectors)
+        return super().forward(vectors.expand(EQUAL_VECTORS, -1))[:1]
 
 
 class ResnetBlock(nn.Module):
@@ -38,13 +54,13 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels is not None else None
+        self.time_emb_proj = VectorLinear(temb_channels, out_channels) if temb_channels is not None else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, hidden: Tensor, temb: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W), and (B, temb_channels) after its activation, to (B, C_out, H, W)."""
+        """(B, C_in, H, W), and (B or 1, temb_channels) after its activation, to (B, C_out, H, W)."""
         skip = hidden if self.conv_shortcut is None else self.conv_shortcut(hidden)
         hidden = self.conv1(nn.functional.silu(self.norm1(hidden)))  # (B, C_out, H, W)
         if self.time_emb_proj is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from sdcli.components.layers import Checkpointed, Downsample, Upsample
+from sdcli.components.layers import Checkpointed, Downsample, Upsample, VectorLinear
 
 
 def timestep_embedding(timesteps: Tensor, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -46,10 +46,10 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, condition_channels: int | None = None):
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.linear_1 = VectorLinear(in_channels, out_channels)
+        self.linear_2 = VectorLinear(out_channels, out_channels)
         if condition_channels is not None:
-            self.cond_proj = nn.Linear(condition_channels, in_channels, bias=False)
+            self.cond_proj = VectorLinear(condition_channels, in_channels, bias=False)
 
     def forward(self, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
         """(B, C_in), and (B, C_condition), to (B, C_out)."""
