@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,6 +41,7 @@ class Drawn:
         elapsed_s: its share of the time that its batch took.
         easel: that it was made on.
         ranking: why it is kept, where there are others.
+        pixel_values: the picture, (1, 3, H, W) in [-1, 1], if it is decoded already.
     """
 
     picture: Picture
@@ -49,6 +50,7 @@ class Drawn:
     elapsed_s: float = 0.0
     easel: Easel | ForeignEasel | None = None
     ranking: dict[str, Any] = field(default_factory=dict)
+    pixel_values: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Finish:
         Raises:
             SdcliError: memory runs out all the same, or the VAE gives values that are no numbers.
         """
+        if drawn.pixel_values is not None:
+            return drawn.pixel_values
         return self.ladder.develop(lambda: self.develop(drawn), self.bench)
 
     def develop(self, drawn: Drawn) -> torch.Tensor:
@@ -117,15 +121,15 @@ class Finish:
 
 
 class Finisher:
-    """Finishes pictures in the order in which they come.
+    """A thread that finishes pictures in the order in which they come.
 
     Args:
         finish: what it does with each.
-        beside: in a thread, while the next ones are denoised on a GPU. Two threads on a CPU would share its cores, and
-            would have to wait for each other at the end of every operation.
+        beside: whether it also decodes, while the next ones are denoised on a GPU. Two threads that compute on a CPU
+            share its cores, and wait for each other at the end of every operation.
     """
 
-    def __init__(self, finish: Callable[[Drawn], Made], beside: bool):
+    def __init__(self, finish: Finish, beside: bool):
         self.finish = finish
         self.beside = beside
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="finishing")
@@ -137,21 +141,31 @@ class Finisher:
 
     def submit(self, drawn: Drawn) -> None:
         """Hand a picture over."""
-        self._pending.append((drawn, self._thread.submit(self.finish, drawn) if self.beside else self._now(drawn)))
-
-    def _now(self, drawn: Drawn) -> Future[Made]:
-        """Finish a picture at once."""
         future: Future[Made] = Future()
+        if not self.beside:
+            started_at = time.monotonic()
+            try:
+                pixel_values = self.finish.pixels(drawn)
+            except SdcliError as error:
+                future.set_exception(error)
+                self._pending.append((drawn, future))
+                return
+            elapsed_s = drawn.elapsed_s + time.monotonic() - started_at
+            drawn = replace(drawn, pixel_values=pixel_values, elapsed_s=elapsed_s)
+        self._pending.append((drawn, future))  # first: a signal may come in between, and what is written is reported
+        self._thread.submit(self._finish, drawn, future)
+
+    def _finish(self, drawn: Drawn, future: Future[Made]) -> None:
         try:
             future.set_result(self.finish(drawn))
-        except SdcliError as error:
+        except Exception as error:  # noqa: BLE001 - whoever asks for the result is told
             future.set_exception(error)
-        return future
 
     def good(self) -> Iterator[Made]:
         """Pictures that are done, in order, up to the first that failed; waits for none."""
         while self._pending and self._pending[0][1].done() and self._pending[0][1].exception() is None:
-            yield self._pending.popleft()[1].result()
+            yield self._pending[0][1].result()
+            self._pending.popleft()  # now that it is told, for a signal may come meanwhile
 
     def finished(self, waiting: int) -> Iterator[tuple[Drawn, Made | SdcliError]]:
         """Pictures that are done, in order, each with what came of it; at most `waiting` are left undone.
@@ -160,11 +174,13 @@ class Finisher:
             Exception: a bug in the thread.
         """
         while self._pending and (len(self._pending) > waiting or self._pending[0][1].done()):
-            drawn, future = self._pending.popleft()
+            drawn, future = self._pending[0]
             try:
-                yield drawn, future.result()
+                result = future.result()
             except SdcliError as error:
-                yield drawn, error
+                result = error
+            yield drawn, result
+            self._pending.popleft()
 
 
 def draw_steps(steps: list[torch.Tensor], pipeline: SdPipeline, animated: bool, blocks: dict[str, str]) -> bytes:
