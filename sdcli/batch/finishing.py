@@ -178,7 +178,9 @@ class Finisher:
             try:
                 result = future.result()
             except SdcliError as error:
-                result = error
+                self._pending.popleft()
+                yield drawn, error
+                continue
             yield drawn, result
             self._pending.popleft()
 
