@@ -115,8 +115,11 @@ class Reader:
         device = self.text_encoder.device
         output = self.text_encoder(torch.tensor(rows, device=device))
         features = self.layer(output, clip_skip)
-        if any(weight != 1 for row in weights for weight in row):
-            features = weighted(features, torch.tensor(weights, device=device))
+        each = [  # weighted by itself, so that its last bits do not depend on the others
+            weighted(chunk, torch.tensor(row, device=device)) if any(weight != 1 for weight in row) else chunk
+            for chunk, row in zip(features, weights, strict=True)
+        ]
+        features = torch.stack(each)
         pooled = None if output.text_embeds is None else output.text_embeds[::count]
         return features.reshape(len(prompts), count * self.length, -1), pooled
 
@@ -138,16 +141,9 @@ class Reader:
 
 
 def weighted(features: Tensor, weights: Tensor) -> Tensor:
-    """Features of tokens times their weights, brought back to the mean that each chunk had.
-
-    Args:
-        features: (B, L, D).
-        weights: (B, L); a row of ones leaves its features as they are.
-    """
-    told = (weights != 1).any(dim=1)
-    scaled = features.float() * weights[..., None]
-    scaled = scaled * (features.float().mean(dim=(1, 2), keepdim=True) / scaled.mean(dim=(1, 2), keepdim=True))
-    return torch.where(told[:, None, None], scaled.to(features.dtype), features)
+    """Features of a chunk's tokens, (L, D), times their weights, (L,), brought back to the mean that they had."""
+    scaled = features.float() * weights[:, None]
+    return (scaled * (features.float().mean() / scaled.mean())).to(features.dtype)
 
 
 def takes_score(config: Mapping[str, Any], pooled_width: int) -> bool:

@@ -195,6 +195,7 @@ def test_a_cpu_takes_a_few_small_ones_and_a_gpu_what_fits(tiny_pipeline):
 
     assert [len(part) for part in parts(small, ON_CPU)] == [16, 4, 1]
     assert [len(part) for part in parts(large, ON_CPU)] == [1] * 6
+    assert groups.group_size(replace(SETTINGS, init_image="a.png"), ON_CPU, 3) == 1
     assert [len(part) for part in parts(small, gpu)] == [16, 4, 1]
     assert [len(part) for part in parts(large, gpu)] == [4, 2]
     assert [picture for part in parts(small, gpu) for picture in part] == small
@@ -236,11 +237,9 @@ def test_what_is_tried_is_whether_bits_are_equal(sampler, tiny_model, monkeypatc
     bench = Benches(ON_CPU).of(tiny_model, RunSettings())
     group = [replace(SETTINGS, seed=seed, sampler=sampler) for seed in (1, 2)]
     easel = bench.easel(group[0])
-    draw = Easel.draw
-    alone = torch.cat([easel.draw([replace(each, num_inference_steps=1)], lambda *_: None) for each in group])
-
-    def by_group(change):
-        return lambda self, seen, on: change(alone.clone()) if len(seen) > 1 else draw(self, seen, on)
+    take = agreement.first_step
+    alone = torch.cat([take([each], easel) for each in group])
+    torch.testing.assert_close(take(group, easel), alone, atol=1e-4, rtol=0)
 
     def off(latents):
         latents[1, 0, 0, 0] = torch.nextafter(latents[1, 0, 0, 0], torch.tensor(9e9))
@@ -250,9 +249,12 @@ def test_what_is_tried_is_whether_bits_are_equal(sampler, tiny_model, monkeypatc
         raise SdcliError("no number")
 
     for change, expected in ((lambda latents: latents, True), (off, False), (failing, False)):
-        monkeypatch.setattr(Easel, "draw", by_group(change))
+
+        def seen(settings, at, change=change):
+            return change(alone.clone()) if len(settings) > 1 else take(settings, at)
+
+        monkeypatch.setattr(agreement, "first_step", seen)
         assert agreement.agree(group, easel) is expected
-    assert not agreement.Agreement()([replace(each, init_image="a.png") for each in group], easel)
 
 
 def test_large_files_are_hashed_once(tmp_path, tiny_folder, monkeypatch):

@@ -215,7 +215,7 @@ def test_few_pictures_are_held_at_once(generate, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(contests, "similarity", counted)
-    generate("cat", "-s", 3, "--best-of", 8, "-o", "cat.png")
+    generate("cat", "-s", 3, "--best-of", 8, "-o", "cat.png", "--batch-size", 1)
     assert len(most) == 8 and max(most) <= 3
 
 

@@ -83,14 +83,23 @@ def test_break_begins_a_chunk(tiny_tokenizer):
     assert words("the BREAK BREAK red", tiny_tokenizer, room=10) == ["the", "", "red"]
 
 
-def test_weights_keep_the_mean_and_leave_plain_rows_alone():
-    features = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)) + 1
-    weights = torch.tensor([[1, 1, 1, 1, 1], [1, 1.5, 0.5, 1, 1]])
-    result = weighted(features, weights)
-    assert torch.equal(result[0], features[0])
-    torch.testing.assert_close(result[1].mean(), features[1].mean())
-    ratio = result[1] / features[1]
+def test_weights_keep_the_mean():
+    features = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)) + 1
+    result = weighted(features, torch.tensor([1, 1.5, 0.5, 1, 1]))
+    torch.testing.assert_close(result.mean(), features.mean())
+    ratio = result / features
     torch.testing.assert_close(ratio[1] / ratio[0], torch.full((8,), 1.5))
+
+
+def test_a_prompt_without_weights_is_left_alone_among_others(tiny_pipeline):
+    """To the bit; and one with weights is the same whoever stands beside it."""
+    (reader,) = tiny_pipeline.readers
+    with torch.no_grad():
+        plain, _ = reader.read(["the red cat", "the red cat"], 1, 0)
+        mixed, _ = reader.read(["the red cat", "the (red:1.4) cat"], 1, 0)
+        both, _ = reader.read(["the (red:1.4) cat", "the (red:1.4) cat"], 1, 0)
+    assert torch.equal(mixed[0], plain[0]) and not torch.equal(mixed[1], plain[1])
+    assert torch.equal(mixed[1], both[1]) and torch.equal(both[0], both[1])
 
 
 def reference(prompt_pieces: list[tuple[str, float]], tokenizer, text_encoder) -> torch.Tensor:

@@ -75,15 +75,15 @@ class Contests:
             SdcliError: one cannot be made, and the run is to end.
         """
         run, kept = self.run, contest[0].contest.kept
-        run.collect(waiting=0)  # candidates are decoded here, and what is handed on is decoded in the other thread
+        run.collect(waiting=0)  # candidates are decoded here, and no other picture beside them
         best: list[tuple[float, Drawn]] = []
         scores: dict[int, float] = {}
         try:
             comparer = self.comparer_for(contest)
             for drawn in self.drawn(contest, easel):
-                settings = drawn.picture.settings
-                scores[settings.seed] = similarity(comparer, run.finish.pixels(drawn), settings.prompt)
-                best.append((scores[settings.seed], drawn))
+                settings, pixel_values = drawn.picture.settings, run.finish.pixels(drawn)
+                scores[settings.seed] = similarity(comparer, pixel_values, settings.prompt)
+                best.append((scores[settings.seed], replace(drawn, pixel_values=pixel_values)))
                 best.sort(key=lambda each: (-each[0], each[1].picture.candidate))
                 run.drop([each.picture for _, each in best[kept:]], made=True)
                 del best[kept:]

@@ -160,14 +160,11 @@ class Studio:
 
         def given() -> tuple:
             told, unwanted = read()
-            if guided and not told.empty and not pipeline.knows_guidance:
-                told = unwanted.joined(told)
-                twice = 2
-            else:
-                twice = 1
+            twice = guided and not told.empty and not pipeline.knows_guidance
+            told = unwanted.joined(told) if twice else told
             conditions = told.arguments(pipeline.unet) | pipeline.guidance_condition(count, settings.guidance_scale)
             stride, channels = pipeline.vae_scale_factor, pipeline.unet.config.in_channels
-            shape = (count * twice, channels, *(side // stride for side in size))
+            shape = (count * (1 + twice), channels, *(side // stride for side in size))
             noisy = torch.empty(shape, dtype=pipeline.unet.dtype, device=pipeline.unet.device)
             return noisy, torch.tensor(1, device=noisy.device), told, conditions
 

@@ -40,8 +40,15 @@ def by_model(pictures: Iterable[Picture]) -> dict[str, list[Picture]]:
 
 
 def group_size(settings: GenerateSettings, placement: Placement, batch_size: int | None) -> int:
-    """How many pictures go through the networks together, where `Agreement` has nothing against it."""
-    together = CPU_GROUP_PIXELS if placement.device.type == "cpu" else GROUP_PIXELS
+    """How many pictures go through the networks together; on a CPU only where `Agreement` has nothing against it.
+
+    There, what more is computed than text to latents is computed for one picture at a time.
+    """
+    on_cpu = placement.device.type == "cpu"
+    more = settings.init_image or settings.controlnet or settings.hires_scale > 1 or settings.clip_guidance
+    if on_cpu and more:
+        return 1
+    together = CPU_GROUP_PIXELS if on_cpu else GROUP_PIXELS
     return batch_size or max(1, min(LARGEST_GROUP, together // (settings.width * settings.height)))
 
 
