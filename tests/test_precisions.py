@@ -22,7 +22,6 @@ from sdcli.errors import SdcliError
 from sdcli.registry import ModelSpec, find_model
 
 Tensors = dict[str, torch.Tensor]
-NAMES = ("sd1", "sdxl")
 UNET = "model.diffusion_model."
 KIND_E4M3 = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
 
@@ -118,7 +117,7 @@ def our_picture(model: Path, name: str, vae: Path | None = None) -> numpy.ndarra
 
 @pytest.mark.parity
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_weights_of_every_precision_make_stocks_picture(name, form, sources, tmp_path):
     """From a folder and from a single file, against stock with the same weights in float32."""
     folder, single = sources(name)

@@ -104,6 +104,7 @@ def test_a_file_name_need_not_be_text(tmp_path):
     assert done.returncode == 1 and b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # test_manners has a pipe of two
 def test_three_commands_make_a_pipe(tiny_folder, tmp_path):
     """encode | add-noise | decode: the bytes of files, and the picture of the same steps through files."""
     Image.linear_gradient("L").resize((16, 16)).convert("RGB").save("a.png")

@@ -161,8 +161,15 @@ TABLE = {
 }
 
 
+CASES = [  # those of SDXL are slow
+    pytest.param(title, name, marks=[pytest.mark.slow] if "xl" in name else [])
+    for title, (*_, names) in TABLE.items()
+    for name in names
+]
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize(("title", "name"), [(title, name) for title, (*_, names) in TABLE.items() for name in names])
+@pytest.mark.parametrize(("title", "name"), CASES)
 def test_a_picture_of_any_size_is_stocks(title, name, folders):
     flags, make, _ = TABLE[title]
     folder = folders(name)
