@@ -34,7 +34,8 @@ LEVELS = [
     {"cli"},
 ]
 COMPONENT_LEVELS = [
-    {"schedule", "divergence", "layers", "transformer", "guidance", "unet_config", "tiling", "discriminator", "canvas"},
+    {"layers"},
+    {"schedule", "divergence", "transformer", "guidance", "unet_config", "tiling", "discriminator", "canvas"},
     {"samplers", "attention", "towers"},
     {"unet_blocks"},
     {"scheduler", "vae", "unet", "clip"},

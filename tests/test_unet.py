@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from sdcli.components.attention import Linear
+from sdcli.components.layers import attend
 from sdcli.components.unet import UNet
 from sdcli.components.unet_blocks import timestep_embedding
 from sdcli.components.unet_config import ONLY_VALUES
@@ -318,3 +319,19 @@ def test_a_linear_layer_is_a_convolution_of_single_pixels(monkeypatch):
         results.append((output, *torch.autograd.grad(output.square().sum(), [tokens, *layer.parameters()])))
     for convolved, multiplied in zip(*results, strict=True):
         torch.testing.assert_close(convolved, multiplied, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_learns_in_float32_on_a_cpu(causal):
+    """In bf16 too, under autocast: values and gradients are float32's, rounded."""
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, 3, 7, 8, generator=generator).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [tensor.detach().float().requires_grad_() for tensor in given]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attend(*given, causal=causal)
+    expected = nn.functional.scaled_dot_product_attention(*exact, is_causal=causal)
+    assert torch.equal(mixed, expected.bfloat16())
+    backward = torch.randn(2, 3, 7, 8, generator=generator).bfloat16()
+    gradients = torch.autograd.grad(mixed, given, backward)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, exact, backward.float()), strict=True):
+        assert torch.equal(ours, theirs.bfloat16())

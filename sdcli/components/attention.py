@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sdcli.components.layers import Checkpointed
+from sdcli.components.layers import Checkpointed, attend
 
 KeysValues = tuple[Tensor, Tensor]  # keys and values of one attention, each (B, heads, S, D)
 
@@ -24,13 +24,13 @@ def convolutions_are_faster() -> bool:
 class Linear(nn.Linear):
     """A linear layer over tokens, on some CPUs as the convolution of 1x1 pixels that it also is.
 
-    PyTorch gives convolutions to oneDNN and products of matrices to MKL, which on processors with AVX-512 of other
-    makers than Intel takes up to twice the time, forwards and backwards.
+    PyTorch gives convolutions to oneDNN and products of matrices in float32 to MKL, which on processors with AVX-512 of
+    other makers than Intel takes up to twice the time, forwards and backwards. Those in bf16 go to oneDNN anyway.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, C_in) to (B, L, C_out)."""
-        if tokens.device.type != "cpu" or not convolutions_are_faster():
+        if tokens.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not convolutions_are_faster():
             return super().forward(tokens)
         pixels = tokens.transpose(1, 2).unsqueeze(2)  # (B, C_in, 1, L), in memory still channels last
         return nn.functional.conv2d(pixels, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)
@@ -67,9 +67,7 @@ class Attention(nn.Module):
         """(B, L, C) to (B, L, C); without `keys_values` the tokens attend to one another."""
         key, value = self.project(tokens) if keys_values is None else keys_values
         query = self._split(self.to_q(tokens))
-        # Every kernel behind this sums up scores in float32, which is what `upcast_attention` asks for.
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return self.to_out[0](attend(query, key, value).transpose(1, 2).flatten(2))
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D)

@@ -8,6 +8,8 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
+from sdcli.components.layers import attend
+
 
 def quick_gelu(hidden: Tensor) -> Tensor:
     """The sigmoid form of GELU that OpenAI's CLIP was trained with. Hendrycks and Gimpel 2016 (arXiv:1606.08415)."""
@@ -41,7 +43,7 @@ class SelfAttention(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
+        mixed = attend(query, key, value, dropout, causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
 
 
