@@ -100,6 +100,10 @@ def train(
     adversarial_weight: Annotated[
         float | None, option("adversarial_weight", "Weight of a patch discriminator, in the VAE's loss.")
     ] = None,
+    caption_weight: Annotated[
+        float | None,
+        option("caption_weight", "Weight of which captions are of the same picture, in CLIP's loss."),
+    ] = None,
     rank: Annotated[int | None, option("rank", "Rank of a LoRA.")] = None,
     alpha: Annotated[float | None, option("alpha", "A LoRA counts alpha / rank (default: the rank).")] = None,
     target: Annotated[

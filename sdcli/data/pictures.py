@@ -117,9 +117,9 @@ class Pictures:
             return draw_composition(draw, None)
         return None
 
-    def captions(self, batch: Sequence[Shown], number: int) -> list[str]:
-        """One caption for each picture of a batch, drawn anew whenever the picture is shown."""
-        draw = random.Random(f"captions {self.seed} {number}")
+    def captions(self, batch: Sequence[Shown], number: int, others: bool = False) -> list[str]:
+        """One caption for each picture of a batch, drawn anew whenever the picture is shown; `others` draws again."""
+        draw = random.Random(f"{'other ' if others else ''}captions {self.seed} {number}")
         return [self._caption(shown, draw) for shown in batch]
 
     def _caption(self, shown: Shown, draw: random.Random) -> str:

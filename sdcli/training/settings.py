@@ -54,6 +54,7 @@ RANGES = {  # of settings that are numbers: least, most
     "kl_weight": (0, math.inf),
     "perceptual_weight": (0, math.inf),
     "adversarial_weight": (0, math.inf),
+    "caption_weight": (0, math.inf),
     "noise_offset": (0, 1),
     "seed": (0, LARGEST_SEED),
     "num_workers": (0, MOST_WORKERS),
@@ -117,6 +118,7 @@ class TrainSettings:
     kl_weight: float = 1e-6  # beta of the VAE's loss
     perceptual_weight: float = 0.0  # of the distance of CLIP features in the VAE's loss
     adversarial_weight: float = 0.0  # of the patch discriminator in the VAE's loss
+    caption_weight: float = 0.0  # of telling captions of one picture from those of others, in CLIP's loss
     rank: int = 8  # of a LoRA
     alpha: float | None = None  # a LoRA counts alpha / rank; None is the rank
     targets: tuple[str, ...] = ()  # layers that get a LoRA, by the end of their names; () is every attention's four
