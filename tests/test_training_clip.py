@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sdcli.components.clip import contrastive_loss, normalize_for_clip
 from sdcli.data.store import Store
@@ -21,8 +22,6 @@ COLOURS = {"red": "rouge", "green": "vert", "blue": "bleu", "white": "blanc"}
 @pytest.fixture(scope="module")
 def two_languages(tmp_path_factory) -> Path:
     """Four pictures, each with a caption in English and one in French, which have no word in common."""
-    from PIL import Image
-
     folder = tmp_path_factory.mktemp("languages")
     rows = []
     for english, french in COLOURS.items():

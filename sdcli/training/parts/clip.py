@@ -38,7 +38,7 @@ class ClipPart(Part):
         return batch | ({"other_input_ids": input_ids[len(shown) :]} if others else {})
 
     def losses(self, network: nn.Module, batch: Batch) -> Batch:
-        """The symmetric cross-entropy, and the share of captions that find their own picture in the batch."""
+        """The symmetric cross-entropy, the share of captions that find their own picture, and that among captions."""
         pixel_values = normalize_for_clip(batch["pixel_values"], self.network.vision_model.config.image_size)
         views = [batch[name] for name in ("input_ids", "other_input_ids") if name in batch]
         output = network(torch.cat(views), pixel_values)
@@ -52,10 +52,8 @@ class ClipPart(Part):
         losses = {"loss": loss, "found": found.float().mean()}
         if len(views) == 2:
             among_captions = contrastive_loss(text_embeds[0] @ text_embeds[1].T * scale)
-            losses |= {
-                "loss": loss + self.settings.caption_weight * among_captions,
-                "captions": among_captions.detach(),
-            }
+            losses["loss"] = loss + self.settings.caption_weight * among_captions
+            losses["captions"] = among_captions.detach()
         return losses
 
     def updated(self) -> None:
