@@ -5,15 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from first_batch import part_of
 from PIL import Image
 
 from sdcli.components.clip import contrastive_loss, normalize_for_clip
-from sdcli.data.store import Store
-from sdcli.training.assembly import start_model
 from sdcli.training.events import Stepped, Validated
 from sdcli.training.loop import train
-from sdcli.training.material import Material, gather
-from sdcli.training.parts import make_part
 from sdcli.training.settings import TrainSettings
 
 COLOURS = {"red": "rouge", "green": "vert", "blue": "bleu", "white": "blanc"}
@@ -37,17 +34,8 @@ def settings(data: Path, output: Path, architecture: Path, **changes) -> TrainSe
     return TrainSettings(data=str(data), output=str(output), **{**common, **changes})
 
 
-def begun(run: TrainSettings):
-    """The part of a run before its first update, and its data."""
-    store = Store(None)
-    material = next(item for item in gather(run, store) if isinstance(item, Material))
-    model = start_model(run, material.captions)
-    data, _ = material.shown(run, model)
-    return make_part(model, data, run, store), data
-
-
 def test_the_loss_compares_both_captions_with_pictures_and_with_each_other(two_languages, tmp_path, architecture):
-    part, data = begun(settings(two_languages, tmp_path / "run", architecture, caption_weight=0.5))
+    part, data = part_of(settings(two_languages, tmp_path / "run", architecture, caption_weight=0.5))
     batch, network = part.batch(data, 0), part.network
     losses = part.losses(network, batch)
     pixel_values = normalize_for_clip(batch["pixel_values"], network.vision_model.config.image_size)
@@ -61,7 +49,7 @@ def test_the_loss_compares_both_captions_with_pictures_and_with_each_other(two_l
 
 def test_both_captions_are_of_the_same_picture(two_languages, tmp_path, architecture):
     """Drawn apart from each other: over some batches a picture has all four combinations."""
-    _, data = begun(settings(two_languages, tmp_path / "run", architecture, caption_weight=0.5))
+    _, data = part_of(settings(two_languages, tmp_path / "run", architecture, caption_weight=0.5))
     seen = set()
     for number in range(20):
         shown = data.batch(number)
@@ -79,7 +67,7 @@ def test_held_out_pictures_are_judged_by_one_caption(two_languages, tmp_path, ar
     changes = {"caption_weight": 0.5, "validation_split": 0.5, "batch_size": 2, "steps": 1, "validate_every": 1}
     events = list(train(settings(two_languages, tmp_path / "run", architecture, **changes)))
     assert "captions" in next(event for event in events if isinstance(event, Stepped)).losses
-    part, data = begun(settings(two_languages, tmp_path / "other", architecture, **changes))
+    part, data = part_of(settings(two_languages, tmp_path / "other", architecture, **changes))
     assert "other_input_ids" not in part.batch(data, 0, validating=True)
     assert any(isinstance(event, Validated) for event in events)
 
@@ -88,7 +76,7 @@ def test_held_out_pictures_are_judged_by_one_caption(two_languages, tmp_path, ar
 def test_wordings_of_a_picture_come_to_mean_the_same(weight, two_languages, tmp_path, architecture):
     """Pictures are held still at one point of the embedding, so that only the comparison of captions can teach it."""
     run = settings(two_languages, tmp_path / "run", architecture, caption_weight=weight)
-    part, data = begun(run)
+    part, data = part_of(run)
     network = part.network
     network.visual_projection.weight.data.zero_()
     learned = [*network.text_model.parameters(), network.text_projection.weight]

@@ -7,15 +7,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from families import BETAS, stock, write_folder
+from first_batch import part_of
 from safetensors.torch import load_file
 from torch import nn
 
 from sdcli import load_pipeline
-from sdcli.data.store import Store
-from sdcli.training.assembly import start_model
 from sdcli.training.masks import draw_masks
-from sdcli.training.material import Material, gather
-from sdcli.training.parts import make_part
 from sdcli.training.settings import TrainSettings
 from sdcli.training.stages import train
 
@@ -32,14 +29,6 @@ def settings(data: Path, output: Path, **changes) -> TrainSettings:
     common = {"batch_size": 4, "learning_rate": 2e-3, "warmup": 1, "device": "cpu", "ema": 0.9, "steps": 3}
     common |= {"sample_every": 0, "resolution": 32, "cache": "none", "prediction_type": "epsilon"}
     return TrainSettings(**{"data": str(data), "output": str(output), **common, **changes})
-
-
-def part_of(run: TrainSettings):
-    """The part that a run trains, before its first update, and the pictures."""
-    material = next(item for item in gather(run, Store(None)) if isinstance(item, Material))
-    model = start_model(run, material.captions)
-    data, _ = material.shown(run, model)
-    return make_part(model, data, run, Store(None)), data
 
 
 @pytest.mark.parity
