@@ -7,7 +7,7 @@ import numpy
 import pytest
 from PIL import Image, ImageDraw
 
-from sdcli.data.compose import GROUNDS, SHADES, Composition, compose, composed_caption, draw_composition
+from sdcli.data.compose import GROUNDS, SHADES, Composition, compose, composed_caption
 from sdcli.data.folder import read_contents
 from sdcli.data.pictures import Framing, Pictures
 from sdcli.data.scan import scan
@@ -95,16 +95,25 @@ def test_drawings_keep_their_edges_and_their_shape():
     """Half transparent pixels mix with the ground, not with white; nothing is squeezed or cut off."""
     drawing = Image.new("RGBA", (64, 64))
     ImageDraw.Draw(drawing).rectangle((16, 16, 47, 47), fill=(0, 0, 0, 128))
-    composition = Composition("red", (200, 0, 0), 1.0, (0.0, 0.0))
+    composition = Composition("red", (200, 0, 0))
     picture = numpy.asarray(compose([drawing], composition, (64, 64)))
     assert abs(picture[32, 32].astype(int) - (100, 0, 0)).max() <= 2
     assert (picture[:, :, 0] < 150).sum() == 32 * 32
-    for seed in range(50):
-        chosen = draw_composition(random.Random(seed), partner=0)
-        dark = Image.new("RGBA", (64, 64), (1, 2, 3, 255))
-        pixels = numpy.asarray(compose([dark, dark], chosen, (64, 64))).astype(int)
-        inside = (abs(pixels - (1, 2, 3)).sum(-1) < 4).sum() / 2
-        assert inside == round(64 * chosen.scale) ** 2
+
+
+def test_a_drawing_lies_where_it_lies_by_itself_and_two_in_their_halves():
+    """On white, one is the picture that there is without a composition; two have half its size, at middle height."""
+    disc, white = Image.new("RGBA", (64, 48)), Composition("white", (255, 255, 255))
+    ImageDraw.Draw(disc).ellipse((4, 2, 50, 40), fill=(1, 2, 3, 255))
+    alone = Image.alpha_composite(Image.new("RGBA", disc.size, "white"), disc).convert("RGB")
+    assert compose([disc], white, disc.size).tobytes() == alone.tobytes()
+    small = numpy.asarray(alone.resize((32, 24), Image.Resampling.LANCZOS)).astype(int)
+    sheet = Image.new("RGBA", (64, 48), (1, 2, 3, 255))
+    for drawings, sheets, discs in (([sheet, disc], 0, 32), ([disc, sheet], 32, 0)):
+        pair = numpy.asarray(compose(drawings, white, disc.size)).astype(int)
+        assert (pair[:12] == 255).all() and (pair[36:] == 255).all()
+        assert (pair[12:36, sheets : sheets + 32] == (1, 2, 3)).all()
+        assert abs(pair[12:36, discs : discs + 32] - small).max() <= 3  # of 255: edges are made before the ground is
 
 
 def test_long_captions_are_parts_only_where_there_is_no_short_one():

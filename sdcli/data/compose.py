@@ -28,63 +28,54 @@ SIDE_BY_SIDE = (
     "{left} to the left of {right}",
     "{right} to the right of {left}",
 )
-SMALLER = 0.4, 0.5  # of its size, the least and the most, that a drawing has beside another one
-ALONE = 0.8, 1.0  # and on a coloured ground by itself
 MOST_WORDS = 6  # of a caption that becomes a part of a longer one
 
 
 @dataclass(frozen=True)
 class Composition:
-    """How the drawing of an example is put on a ground, alone or beside another one.
+    """On what ground the drawing of an example is put, alone or beside another one.
 
     Args:
         colour: the ground's name.
         ground: its colour.
-        scale: of the drawings' own size.
-        shift: of the drawings, as a share of the room that there is, -1 to 1, right and down.
         partner: index of the example at its right; None leaves it alone.
     """
 
     colour: str
     ground: tuple[int, int, int]
-    scale: float
-    shift: tuple[float, float]
     partner: int | None = None
 
 
 def draw_composition(draw: random.Random, partner: int | None) -> Composition:
-    """A ground and a place by chance; two drawings lie on white as often as on all colours together."""
+    """A ground by chance; two drawings lie on white as often as on all colours together."""
     colour = draw.choice(list(GROUNDS)) if partner is None or draw.random() < 0.5 else "white"
     shades = [draw.randint(-SHADES, SHADES) for _ in range(3)]
     if colour == "white":
         shades = [0, 0, 0]
     ground = tuple(min(255, max(0, value + shade)) for value, shade in zip(GROUNDS[colour], shades, strict=True))
-    scale = draw.uniform(*(ALONE if partner is None else SMALLER))
-    return Composition(colour, ground, scale, (draw.uniform(-1, 1), draw.uniform(-1, 1)), partner)
+    return Composition(colour, ground, partner)
 
 
 def compose(drawings: Sequence[Image.Image], composition: Composition, size: tuple[int, int]) -> Image.Image:
     """Put one drawing, or two side by side, on a ground.
 
+    One lies where it lies by itself, and each of two, at half its size, in the middle of its half: a small model, which
+    knows a thing by its place, need not learn it again for every place and size.
+
     Args:
         drawings: RGBA, each of `size`.
-        composition: where and on what.
+        composition: on what.
         size: of the picture, width and height.
 
     Returns:
         RGB.
     """
     canvas = Image.new("RGBA", size, (*composition.ground, 255))
-    width, height = size
-    wide, high = (max(1, round(side * composition.scale)) for side in size)
-    column = width // len(drawings)
-    across, down = composition.shift
+    width, height = (max(1, side // len(drawings)) for side in size)
+    top = (size[1] - height) // 2
     for place, drawing in enumerate(drawings):
-        room_x, room_y = (column - wide) / 2, (height - high) / 2
-        left = place * column + (column - wide) / 2 + across * room_x
-        top = room_y + (down if place == 0 else -down) * room_y / len(drawings)
         layer = Image.new("RGBA", size)
-        layer.paste(drawing.resize((wide, high), Image.Resampling.LANCZOS), (round(left), round(top)))
+        layer.paste(drawing.resize((width, height), Image.Resampling.LANCZOS), (place * width, top))
         canvas = Image.alpha_composite(canvas, layer)
     return canvas.convert("RGB")
 
