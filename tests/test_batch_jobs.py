@@ -31,6 +31,8 @@ from sdcli.run_settings import RunSettings, Shard
 from sdcli.settings import GenerateSettings
 from sdcli.workbench import Benches, Workbench
 
+pytestmark = pytest.mark.alone
+
 SETTINGS = GenerateSettings(
     prompt="the red cat", model="tiny", seed=1, width=16, height=16, num_inference_steps=2, guidance_scale=1.0
 )

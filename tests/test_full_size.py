@@ -24,7 +24,7 @@ from sdcli.device import Placement
 from sdcli.families import BETAS, SD1
 from sdcli.pipeline import SdPipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 LARGEST_PEAK = 1.15  # of the weights, above what was there before loading
 SIDE_PX, STEPS = 64, 1

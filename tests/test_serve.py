@@ -18,6 +18,8 @@ from sdcli.cli.server import Server, listen
 from sdcli.cli.wire import connect, receive_reply
 from sdcli.errors import SdcliError
 
+pytestmark = pytest.mark.alone
+
 QUICK = ("-s", "1", "--steps", "2", "--progress", "none")
 
 

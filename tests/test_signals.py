@@ -15,6 +15,8 @@ import sdcli
 from sdcli.cli import run
 from sdcli.images import load_image
 
+pytestmark = pytest.mark.alone
+
 PROGRAM = (sys.executable, "-m", "sdcli")
 START_S = 120  # a loaded machine takes its time to import torch
 

@@ -24,6 +24,8 @@ from sdcli.training.loop import train
 from sdcli.training.parts.vae import VaePart
 from sdcli.training.settings import TrainSettings
 
+pytestmark = pytest.mark.alone
+
 pyarrow = pytest.importorskip("pyarrow")
 pytest.importorskip("datasets")
 

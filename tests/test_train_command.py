@@ -12,6 +12,8 @@ import pytest
 
 from sdcli.cli import run
 
+pytestmark = pytest.mark.alone
+
 LESS_COMMON = ((signal.SIGUSR1, 143), (signal.SIGINT, 130))
 QUICK = ("--part", "vae", "--batch-size", "2", "--warmup", "1", "--device", "cpu")
 

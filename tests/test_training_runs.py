@@ -27,6 +27,8 @@ from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import TrainSettings
 from sdcli.training.stages import train
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -16,7 +16,7 @@ from sdcli import load_pipeline
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SEEDS = 20  # of each digit
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def follow(title: str, folder: Path) -> None:
