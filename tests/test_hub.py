@@ -22,8 +22,6 @@ from sdcli.hub import HubModel, cached, fetch, weights_to_fetch
 from sdcli.images import load_image, read_text
 from sdcli.registry import find_loadable, find_model, load_registry
 
-pytestmark = pytest.mark.alone
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
