@@ -81,6 +81,9 @@ def train(
         option("variations", "Compositions per transparent drawing, encoded once; 0 makes new ones always."),
     ] = None,
     caption_dropout: Annotated[float | None, option("caption_dropout", "Share of captions left out.")] = None,
+    caption_filler: Annotated[
+        float | None, option("caption_filler", "Share of captions that get words which say nothing of the picture.")
+    ] = None,
     loss: Annotated[str | None, option("loss", f"One of {', '.join(LOSSES)} (default: the part's own).")] = None,
     prediction_type: Annotated[
         str | None,

@@ -28,7 +28,7 @@ PLACES = {  # what a text names, where it is neither free nor one of CHOICES
 }
 SECTIONS = {
     "Data": "data where resolution buckets random_crop random_flip grounds pairs variations caption_dropout "
-    "validation_split on_error allow_data_change cache num_workers",
+    "caption_filler validation_split on_error allow_data_change cache num_workers",
     "Run": "output part model config steps seed",
     "What is learned": "loss prediction_type zero_terminal_snr snr_gamma noise_offset kl_weight perceptual_weight "
     "adversarial_weight caption_weight",

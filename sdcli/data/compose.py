@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdcli.data.filler import add_filler, article
 from sdcli.images import Image
 
 GROUNDS = {  # typical colours of the basic colour words, sRGB
@@ -80,15 +81,22 @@ def compose(drawings: Sequence[Image.Image], composition: Composition, size: tup
     return canvas.convert("RGB")
 
 
-def composed_caption(draw: random.Random, things: Sequence[Sequence[str]], colour: str) -> str:
+def simple_caption(draw: random.Random, captions: Sequence[str], filler: float = 0.0) -> str:
+    """One of the captions; a share `filler` of them gets words that say nothing of the picture."""
+    caption = draw.choice(captions)
+    return add_filler(draw, caption) if filler and draw.random() < filler else caption
+
+
+def composed_caption(draw: random.Random, things: Sequence[Sequence[str]], colour: str, filler: float = 0.0) -> str:
     """What to say of a composition, from what is said of its parts.
 
     Args:
         draw: decides on the words.
         things: captions of each part.
         colour: of the ground; white is mentioned only where there is one thing.
+        filler: share of parts that get words which say nothing of them.
     """
-    said = [draw.choice(short_ones(captions)) for captions in things]
+    said = [simple_caption(draw, short_ones(captions), filler) for captions in things]
     if len(said) == 2:
         together = draw.choice(SIDE_BY_SIDE).format(left=said[0], right=said[1])
         if colour == "white":
@@ -100,8 +108,3 @@ def composed_caption(draw: random.Random, things: Sequence[Sequence[str]], colou
 def short_ones(captions: Sequence[str]) -> Sequence[str]:
     """Captions that can be parts of a longer one; all of them where none is short."""
     return [each for each in captions if "," not in each and len(each.split()) <= MOST_WORDS] or captions
-
-
-def article(word: str) -> str:
-    """The indefinite article of a word."""
-    return "an" if word[0] in "aeiou" else "a"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdcli.data.compose import Composition, compose, composed_caption, draw_composition
+from sdcli.data.compose import Composition, compose, composed_caption, draw_composition, simple_caption
 from sdcli.data.folder import Example, Problem
 from sdcli.data.order import Order, Size, bucket_sizes, nearest_size
 from sdcli.data.scan import Picture
@@ -21,7 +21,7 @@ CENTRE = (0.5, 0.5)
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """How a picture becomes one of the size that is trained on."""
+    """How a picture becomes one of the size that is trained on, and its captions one caption."""
 
     resolution: int  # side of square pictures, in pixels
     multiple: int  # what divides every side of a bucket
@@ -31,6 +31,7 @@ class Framing:
     grounds: float = 0.0  # share of drawings on transparent ground that are put on a colour
     pairs: float = 0.0  # share of them that are put beside another one
     variations: int = 0  # that a picture has, each the same whenever it is shown; 0 makes a new one every time
+    caption_filler: float = 0.0  # share of captions with words that say nothing of the picture
 
     @property
     def composes(self) -> bool:
@@ -124,9 +125,9 @@ class Pictures:
 
     def _caption(self, shown: Shown, draw: random.Random) -> str:
         if shown.composition is None:
-            return draw.choice(self.example(shown.index).captions)
+            return simple_caption(draw, self.example(shown.index).captions, self.framing.caption_filler)
         things = [self.example(index).captions for index in self._parts(shown)]
-        return composed_caption(draw, things, shown.composition.colour)
+        return composed_caption(draw, things, shown.composition.colour, self.framing.caption_filler)
 
     def generator(self, number: int) -> torch.Generator:
         """The source of all other chance in a batch."""

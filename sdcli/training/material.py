@@ -61,7 +61,7 @@ class Material:
             training = StreamedPictures(order, self.training[:SHOWN_OF_STREAM], framing, settings.seed)
         if not self.held_out:
             return training, None
-        at_rest = replace(framing, random_crop=False, random_flip=0.0, grounds=0.0, pairs=0.0)
+        at_rest = replace(framing, random_crop=False, random_flip=0.0, grounds=0.0, pairs=0.0, caption_filler=0.0)
         size = min(settings.batch_size, len(self.held_out) // processes * processes)
         if size == 0:
             raise SdcliError(
@@ -208,6 +208,7 @@ def choose_framing(settings: TrainSettings, model: Model) -> Framing:
         grounds=settings.grounds,
         pairs=settings.pairs,
         variations=settings.variations,
+        caption_filler=settings.caption_filler,
     )
 
 

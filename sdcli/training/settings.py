@@ -60,6 +60,7 @@ RANGES = {  # of settings that are numbers: least, most
     "num_workers": (0, MOST_WORKERS),
     "ema": (0, NEARLY_ONE),
     "caption_dropout": (0, 1),
+    "caption_filler": (0, 1),
     "random_flip": (0, 1),
     "grounds": (0, 1),
     "pairs": (0, 1),
@@ -104,6 +105,7 @@ class TrainSettings:
     pairs: float = 0.0  # share of them that are put beside another one, which the caption tells
     variations: int = 0  # compositions that each drawing has, for good; 0 makes a new one whenever it is shown
     caption_dropout: float = 0.1  # share of captions left out, for classifier-free guidance
+    caption_filler: float = 0.0  # share of captions that get words which say nothing of the picture
     validation_split: float = 0.0  # share of pictures held out
     on_error: str = "stop"  # what to do about pictures and captions that cannot be used
     allow_data_change: bool = False  # go on although the data is not what it was

@@ -43,7 +43,7 @@ class UnetPart(Part):
         self.store = store
         self.reads_captions = bool(self.pipeline.readers)
         self._vae_hash = "" if self.pipeline.vae is None else hash_of_weights(self.pipeline.vae)
-        self._captions = CaptionFeatures(self.pipeline, store, data.known)
+        self._captions = CaptionFeatures(self.pipeline, store, data.known and not settings.caption_filler)
         self._latents: dict[Shown, Tensor] = {}
         if settings.loss == "perceptual" and self.pipeline.image_encoder is None:
             raise SdcliError(

@@ -1,0 +1,101 @@
+"""Words that change nothing in a picture, put into its caption, so that a model learns to look past them.
+
+People type "a big cat with a long tail" where every caption says "a cat". A model that has read captions alone takes
+the words that it has never seen for part of what is asked for.
+
+Reference: Wei and Zou 2019 (arXiv:1901.11196), random insertion; of words that say little, not of synonyms.
+"""
+
+import random
+
+ADJECTIVES = (  # one of them before the thing
+    "amazing average awesome big bright brilliant charming classic clean clear colorful colourful common cool "
+    "delightful detailed elegant enormous everyday excellent familiar famous fancy fantastic fine fresh friendly "
+    "funny gentle giant gigantic good gorgeous graceful grand great handsome healthy huge little lone lonely "
+    "lovely magnificent marvellous mighty mini modern natural neat nice normal ordinary perfect plain pleasant "
+    "pretty proper quaint quick quiet real regular royal rustic shiny silly single slow smooth soft solid "
+    "splendid standard strange strong stylish super sweet tasty tidy tiny traditional typical unusual useful "
+    "usual vintage wonderful"
+).split()
+COLOURS = "black blue brown gray green grey orange pink purple red teal white yellow golden silver".split()
+LOOKS = "big bright broad dark fine fluffy large little long open pointed round sharp short small soft tiny".split()
+PARTS = (  # what a thing has, whether it shows or not
+    "arms back bark beak belly blossoms body border bottom bow branch bricks bumps buttons cap cheeks chimney "
+    "claws collar corners cover crumbs dots door doors ears edges engine eyes feathers feet fins fingers frame "
+    "fruit fur grass hair handle hands hat head hooks icing jacket juice leaves legs lid lights line lines logo "
+    "mane mark mouth page pages paint pattern paws petals pocket pockets roots rope scarf screen seeds shadow "
+    "shell shoes sides skin sleeves smile spikes sticker straps string sugar surface tail teeth thorns tip trunk "
+    "wheels whiskers window windows wings wood"
+).split()
+PLACES = (
+    "air autumn bag band bar barn basket beach bed bedroom bowl box bush cafe camp car cave class classroom "
+    "corner country dark desert distance evening factory farm fence field fire forest garage garden gym hall "
+    "harbour heat hill home hospital hotel house jungle kitchen lake land library light market meadow middle "
+    "moonlight morning mountains museum night ocean office park pond pool rain river road room school shade shed "
+    "shelf shop snow spring stadium station stones storm store street summer sun table theatre town tree tunnel "
+    "valley village wall water weather wild wind window winter woods world yard zoo"
+).split()
+BEFORE_PLACES = "above at behind beside by from in inside near on outside over under".split()
+RECEIVERS = (  # whom or what a thing is for
+    "baby boy brother child children class collector couple dad dancer dog doctor driver family farmer friend "
+    "friends gardener girl grandpa guest guests horse king lady man mom mother neighbour people player prince "
+    "pupil sailor singer sister soldier student teacher team tourist traveller winner woman worker birthday "
+    "breakfast christmas dinner exam game holiday lesson lunch meal party picnic race show test trip vacation "
+    "walk wedding weekend"
+).split()
+DOINGS = (
+    "being used, being shown, doing its work, falling down, floating, getting ready, going away, going home, "
+    "hanging there, having fun, in action, in motion, just like that, looking around, lying there, moving, on its "
+    "own, on sale, opening, resting, seen from above, seen from the front, seen from the side, shining, shown up "
+    "close, sitting there, standing alone, standing still, that is new, that looks nice, that stands out, turning "
+    "around, up close, waiting, which is ready, working, all over, at last, at rest, one of many, of its kind, of "
+    "today, to look at"
+).split(", ")
+FRAMES = (
+    "this is {}, here is {}, i want {}, i would like {}, draw {}, draw me {}, make {}, show me {}, please draw "
+    "{}, a picture of {}, a drawing of {}, an image of {}, a photo of {}, an icon of {}, an emoji of {}, a sketch "
+    "of {}, a painting of {}, a sign for {}, a symbol for {}, the look of {}, give me {}, one of {}, just {}, "
+    "only {}, simply {}"
+).split(", ")
+ARTICLES = ("a", "an", "the")
+
+
+def add_filler(draw: random.Random, caption: str) -> str:
+    """A caption with words around its thing that say nothing of it; what follows a comma, as a style, stays last.
+
+    Args:
+        draw: decides on the words.
+        caption: such as "a cat, flat emoji".
+    """
+    thing, comma, style = caption.partition(",")
+    kinds = draw.choice((("adjective",), ("ending",), ("adjective", "ending"), ("frame",), ("frame", "ending")))
+    if "adjective" in kinds:
+        thing = with_adjective(thing, draw.choice(ADJECTIVES))
+    if "ending" in kinds:
+        thing = f"{thing} {draw_ending(draw)}"
+    if "frame" in kinds:
+        thing = draw.choice(FRAMES).format(thing)
+    return f"{thing}{comma}{style}"
+
+
+def with_adjective(thing: str, adjective: str) -> str:
+    """`adjective` before everything but the article, which is made to fit it."""
+    first, _, rest = thing.partition(" ")
+    if first not in ARTICLES or not rest:
+        return f"{adjective} {thing}"
+    return f"{first if first == 'the' else article(adjective)} {adjective} {rest}"
+
+
+def draw_ending(draw: random.Random) -> str:
+    """What comes after a thing: a part of it, a place, whom it is for, or what it does."""
+    part = f"{draw.choice(draw.choice((COLOURS, LOOKS, ('',))))} {draw.choice(PARTS)}".strip()
+    with_part = f"with {part}" if part.endswith("s") else f"with {article(part)} {part}"
+    before, known, place = draw.choice(BEFORE_PLACES), draw.choice((False, True)), draw.choice(PLACES)
+    at_place = f"{before} {'the' if known else article(place)} {place}"
+    receiver = f"for {draw.choice(('a', 'the', 'my', 'your'))} {draw.choice(RECEIVERS)}"
+    return draw.choice((with_part, with_part, at_place, at_place, receiver, draw.choice(DOINGS)))
+
+
+def article(word: str) -> str:
+    """The indefinite article of a word."""
+    return "an" if word[0] in "aeiou" else "a"
