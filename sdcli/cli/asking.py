@@ -182,6 +182,8 @@ def agreed(moment: tuple[int, float], device: str) -> tuple[int, float]:
     """
     if os.environ.get("OMP_NUM_THREADS") == "1":
         del os.environ["OMP_NUM_THREADS"]  # before torch is imported, which reads it
+    # More threads than cores: one that waits for another must not keep it from its core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
     from accelerate.utils import broadcast_object_list
 
