@@ -8,7 +8,9 @@ import torch
 from first_batch import part_of
 from PIL import Image
 
-from sdcli.components.clip import contrastive_loss, normalize_for_clip
+from sdcli.checkpoints import load_clip
+from sdcli.components.clip import CLIP, contrastive_loss, normalize_for_clip
+from sdcli.errors import SdcliError
 from sdcli.training.events import Stepped, Validated
 from sdcli.training.loop import train
 from sdcli.training.settings import TrainSettings
@@ -91,3 +93,54 @@ def test_wordings_of_a_picture_come_to_mean_the_same(weight, two_languages, tmp_
         embeds = network.embed_texts(tokens)
     found = (embeds[:4] @ embeds[4:].T).argmax(dim=1).tolist()
     assert (found == [0, 1, 2, 3]) is (weight > 0)
+
+
+def tower(clip: CLIP, name: str) -> dict[str, torch.Tensor]:
+    """The weights of the "text" or the "image" tower, with its projection."""
+    starts = {"text": ("text_model.", "text_projection."), "image": ("vision_model.", "visual_projection.")}[name]
+    return {key: value for key, value in clip.state_dict().items() if key.startswith(starts)}
+
+
+@pytest.fixture(scope="module")
+def half_trained(two_languages, tmp_path_factory, architecture) -> Path:
+    """A run that has learned both towers a little."""
+    output = tmp_path_factory.mktemp("runs") / "both"
+    list(train(settings(two_languages, output, architecture, steps=2)))
+    return output
+
+
+@pytest.mark.parametrize(("locked", "other"), [("text", "image"), ("image", "text")])
+def test_a_locked_tower_stays_bit_for_bit_while_the_other_learns(
+    locked, other, two_languages, half_trained, tmp_path, architecture
+):
+    """Also over an interruption; and it is the tower of the model that is gone on from."""
+    run = settings(
+        two_languages, tmp_path / "run", architecture, model=str(half_trained), config=None, lock=locked, steps=4
+    )
+    updates = iter((False, True))
+    list(train(run, stop=lambda: next(updates)))
+    list(train(run, resume=True))
+    before, after = load_clip(half_trained / "model"), load_clip(tmp_path / "run" / "model")
+    for name, weight in tower(before, locked).items():
+        assert torch.equal(weight, after.state_dict()[name]), name
+    changed = [
+        name for name, weight in tower(before, other).items() if not torch.equal(weight, after.state_dict()[name])
+    ]
+    assert len(changed) > len(tower(before, other)) / 2
+    assert not torch.equal(before.logit_scale, after.logit_scale)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lock": "text"}, "--model"),
+        ({"lock": "text", "model": "emoji"}, "no --config"),
+        ({"lock": "text", "model": "emoji", "config": None, "caption_weight": 1.0}, "--caption-weight"),
+        ({"lock": "text", "model": "emoji", "config": None, "part": "unet"}, "--part clip only"),
+        ({"lock": "vision", "model": "emoji", "config": None}, "vision"),
+    ],
+)
+def test_a_lock_that_makes_no_sense_is_refused(changes, says, tmp_path, architecture):
+    with pytest.raises(SdcliError) as error:
+        settings(tmp_path, tmp_path / "run", architecture, **changes)
+    assert says in f"{error.value} {error.value.hint}"

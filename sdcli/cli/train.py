@@ -25,6 +25,7 @@ from sdcli.training.settings import (
     PARTS,
     PREDICTION_TYPES,
     SAVE_PRECISIONS,
+    TOWERS,
     TRACKERS,
     TrainSettings,
     from_table,
@@ -106,6 +107,9 @@ def train(
     caption_weight: Annotated[
         float | None,
         option("caption_weight", "Weight of which captions are of the same picture, in CLIP's loss."),
+    ] = None,
+    lock: Annotated[
+        str | None, option("lock", f"Tower of CLIP that stays as it is while the other learns: {', '.join(TOWERS)}.")
     ] = None,
     rank: Annotated[int | None, option("rank", "Rank of a LoRA.")] = None,
     alpha: Annotated[float | None, option("alpha", "A LoRA counts alpha / rank (default: the rank).")] = None,

@@ -31,7 +31,7 @@ SECTIONS = {
     "caption_filler validation_split on_error allow_data_change cache num_workers",
     "Run": "output part model config steps seed",
     "What is learned": "loss prediction_type zero_terminal_snr snr_gamma noise_offset kl_weight perceptual_weight "
-    "adversarial_weight caption_weight",
+    "adversarial_weight caption_weight lock",
     "LoRA and embedding": "rank alpha targets token initialize_from",
     "How it is learned": "batch_size accumulate learning_rate lr_schedule warmup optimizer weight_decay max_grad_norm "
     "ema average",

@@ -24,6 +24,7 @@ LR_SCHEDULES = (
     "inverse_sqrt",
 )
 AVERAGES = ("long", "short", "none")
+TOWERS = ("text", "image")
 SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
 TRACKERS = ("none", "tensorboard", "wandb")
 ON_ERROR = ("stop", "skip")
@@ -33,6 +34,7 @@ CHOICES = {  # of settings that are names; None stands for a choice that somethi
     "optimizer": OPTIMIZERS,
     "lr_schedule": LR_SCHEDULES,
     "average": AVERAGES,
+    "lock": TOWERS,
     "prediction_type": PREDICTION_TYPES,
     "save_precision": SAVE_PRECISIONS,
     "tracker": TRACKERS,
@@ -68,6 +70,13 @@ RANGES = {  # of settings that are numbers: least, most
     "validation_split": (0, 0.9),
 }
 POSITIVE = ("learning_rate", "max_grad_norm", "snr_gamma", "alpha")
+OF_ONE_PART = {
+    "token": "embedding",
+    "initialize_from": "embedding",
+    "targets": "lora",
+    "alpha": "lora",
+    "lock": "clip",
+}
 MAY_CHANGE_ON_RESUME = (
     "steps",
     "sample_every",
@@ -121,6 +130,7 @@ class TrainSettings:
     perceptual_weight: float = 0.0  # of the distance of CLIP features in the VAE's loss
     adversarial_weight: float = 0.0  # of the patch discriminator in the VAE's loss
     caption_weight: float = 0.0  # of telling captions of one picture from those of others, in CLIP's loss
+    lock: str | None = None  # tower of CLIP that stays as it is, while the other one learns to agree with it
     rank: int = 8  # of a LoRA
     alpha: float | None = None  # a LoRA counts alpha / rank; None is the rank
     targets: tuple[str, ...] = ()  # layers that get a LoRA, by the end of their names; () is every attention's four
@@ -185,8 +195,7 @@ class TrainSettings:
             raise SdcliError(f"--part {self.part} is put onto a model", hint="give one by --model, and no --config")
         if self.part == "embedding" and (self.token is None or not self.token.strip() or " " in self.token):
             raise SdcliError("--part embedding needs a word", hint="such as --token '<my-cat>', without blanks")
-        of_one_part = {"token": "embedding", "initialize_from": "embedding", "targets": "lora", "alpha": "lora"}
-        for name, part in of_one_part.items():
+        for name, part in OF_ONE_PART.items():
             if getattr(self, name) and self.part != part:
                 raise SdcliError(f"--{flag(name)} goes with --part {part} only", hint="leave it out")
         if self.grounds + self.pairs > 1:
@@ -196,6 +205,11 @@ class TrainSettings:
             )
         if self.part == "clip" and self.loss is not None:
             raise SdcliError("--part clip has one loss, the contrastive one", hint="leave out --loss")
+        if self.lock and (self.model is None or self.config is not None):
+            raise SdcliError("--lock keeps a tower of a model", hint="give the model by --model, and no --config")
+        if self.lock == "text" and self.caption_weight:
+            hint = "leave out one of them"
+            raise SdcliError("--caption-weight teaches the text tower, which --lock text leaves as it is", hint=hint)
         if self.part == "vae" and self.loss == "perceptual":
             raise SdcliError("--loss perceptual goes with --part unet", hint="for a VAE, add it by --perceptual-weight")
 

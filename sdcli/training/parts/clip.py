@@ -11,6 +11,8 @@ from sdcli.training.assembly import Model
 from sdcli.training.parts.base import Batch, Part
 from sdcli.training.settings import TrainSettings
 
+LAYERS = {"text": ("text_model", "text_projection"), "image": ("vision_model", "visual_projection")}  # of each tower
+
 
 class ClipPart(Part):
     """Every caption of a batch is compared with every picture of it, over all processes.
@@ -18,7 +20,10 @@ class ClipPart(Part):
     Where `caption_weight` is above 0, each picture has two of its captions at once, and these are compared with each
     other too: wordings of one thing come to mean the same, which pictures alone teach a text tower but slowly.
 
-    Reference: Radford et al. 2021 (arXiv:2103.00020); Gao et al. 2021 (arXiv:2104.08821), section 4, for captions.
+    With `lock` one tower stays bit for bit as it is: a UNet goes on understanding a text tower that is locked.
+
+    Reference: Radford et al. 2021 (arXiv:2103.00020); Gao et al. 2021 (arXiv:2104.08821), section 4, for captions;
+    Zhai et al. 2021 (arXiv:2111.07991) for a tower that is locked.
     """
 
     reads_captions = True
@@ -27,6 +32,11 @@ class ClipPart(Part):
         super().__init__(model, data, settings)
         self.network = model.clip
         self.tokenizer = model.components["tokenizer"]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights of both towers but for the one that is locked, and the temperature."""
+        locked = LAYERS.get(self.settings.lock, ())
+        return [weight for name, weight in self.network.named_parameters() if not name.startswith(locked)]
 
     def batch(self, data: Pictures, number: int, validating: bool = False) -> Batch:
         """Tokens (B, L), padded to the longest caption of the batch, once or twice, and pictures (B, 3, H, W)."""
