@@ -6,6 +6,7 @@ Reads no weights, and loads no torch.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sdcli.headers import read_header
 from sdcli.settings import GenerationDefaults
 
 INDEX = "model_index.json"  # marks a model folder
+DEFAULTS = "_defaults"  # entry of it that is ours: what generation uses; stock passes over what begins with _
+KEPT = ("num_inference_steps", "guidance_scale", "sampler", "schedule", "eta", "clip_skip")  # in that entry
 BY_PIPELINE = {  # what generation uses, for models that no models.toml names
     "StableDiffusionXLPipeline": {"guidance_scale": 5.0},
     "StableDiffusionXLImg2ImgPipeline": {"guidance_scale": 5.0},
@@ -45,7 +48,29 @@ def own_defaults(path: Path, allow_pickle: bool = False, **chosen: Any) -> Gener
     """
     width, height = native_size(path, allow_pickle)
     usual = BY_PIPELINE.get(pipeline_of(path, allow_pickle), {})
-    return GenerationDefaults(**{"width": width, "height": height, **usual, **chosen})
+    kept = {} if path.is_file() else kept_defaults(path)
+    return GenerationDefaults(**{"width": width, "height": height, **usual, **kept, **chosen})
+
+
+def kept_defaults(folder: Path) -> dict[str, Any]:
+    """What a model folder says itself of how pictures are made with it; see `defaults_to_keep`.
+
+    Raises:
+        SdcliError: a value is out of range.
+    """
+    entry = read_json(folder / INDEX).get(DEFAULTS) or {}
+    try:
+        kept = {name: entry[name] for name in KEPT if name in entry}
+        GenerationDefaults(**kept)
+    except (SdcliError, TypeError) as error:
+        raise SdcliError(f"{folder / INDEX}: {DEFAULTS}: {error}", hint="correct it, or take it out") from error
+    return kept
+
+
+def defaults_to_keep(defaults: GenerationDefaults) -> dict[str, Any]:
+    """What model_index.json has to say under `DEFAULTS`, so that a model is used like the one it was made from."""
+    usual = GenerationDefaults()
+    return {name: asdict(defaults)[name] for name in KEPT if getattr(defaults, name) != getattr(usual, name)}
 
 
 def pipeline_of(folder: Path, allow_pickle: bool = False) -> str:

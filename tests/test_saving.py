@@ -34,6 +34,7 @@ from sdcli.device import Placement
 from sdcli.errors import SdcliError
 from sdcli.pipeline import SdPipeline
 from sdcli.registry import find_model
+from sdcli.settings import GenerationDefaults
 
 BF16 = Placement(torch.device("cpu"), torch.bfloat16, "bf16")
 
@@ -174,6 +175,27 @@ def test_a_pipeline_takes_the_models_sampler_and_defaults(tiny_folder, tmp_path)
     assert (pipeline.scheduler.sampler, pipeline.scheduler.sigma_schedule) == ("euler", "karras")
     assert pipeline.defaults.num_inference_steps == 7
     assert pipeline("a cat", num_inference_steps=1).images[0].size == (32, 24)
+
+
+def test_a_saved_pipeline_keeps_its_defaults_and_stock_passes_over_them(tiny_pipeline, tmp_path, caplog):
+    tiny_pipeline.defaults = GenerationDefaults(num_inference_steps=7, guidance_scale=2.5, width=16, height=16)
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "model_index.json").read_text())["_defaults"] == {
+        "num_inference_steps": 7,
+        "guidance_scale": 2.5,
+    }
+    assert load(tmp_path / "model").defaults == tiny_pipeline.defaults
+    StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    assert "_defaults" not in caplog.text
+
+
+@pytest.mark.parametrize("kept", [{"guidance_scale": "much"}, {"num_inference_steps": 0}, {"sampler": "magic"}, 5])
+def test_defaults_that_make_no_sense_are_refused(kept, tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_defaults": kept}))
+    with pytest.raises(SdcliError, match=f"{index}: _defaults"):
+        find_model(str(tmp_path / "model"))
 
 
 def test_parts_that_there_are_not_yet_are_null_and_reported(tiny_pipeline, tmp_path):

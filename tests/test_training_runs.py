@@ -18,9 +18,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from sdcli.checkpoints import load_pipeline
+from sdcli.checkpoints.folder import ON_CPU
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.evaluation.bound import BoundSettings, measure_likelihood
 from sdcli.evaluation.pictures import find_pictures
+from sdcli.registry import find_model
 from sdcli.training.events import Interrupted, Saved, Started, Stepped, Validated, Warned
 from sdcli.training.parts.vae import VaePart
 from sdcli.training.run_folder import RunFolder
@@ -459,3 +462,24 @@ def test_a_single_file_can_be_trained_on(squares, tmp_path):
     assert (tmp_path / "run" / "model" / "model_index.json").is_file()
     with safe_open(tmp_path / "run" / "model" / "unet" / "diffusion_pytorch_model.safetensors", "pt") as weights:
         assert list(json.loads(weights.metadata()["sdcli.training"])["parents"]) == ["sd1.safetensors"]
+
+
+def test_a_model_is_used_like_the_one_that_it_was_made_from(squares, tmp_path, model, monkeypatch):
+    """What models.toml says of the parent holds for its children and theirs, interrupted ones too."""
+    monkeypatch.chdir(tmp_path)
+    entry = {"path": str(model), "steps": 3, "guidance_scale": 2.5, "sampler": "ddim", "prediction_type": "sample"}
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
+    Path("models.toml").write_text(f"[models.parent]\n{lines}")
+    updates = iter((False, True))
+    run = settings(squares, Path("child"), model="parent", steps=3)
+    list(train(run, stop=lambda: next(updates)))
+    list(train(run, resume=True))
+    Path("models.toml").unlink()
+    list(train(settings(squares, Path("grandchild"), model="child", part="vae", steps=1)))
+    for name in ("child", "grandchild"):
+        defaults = find_model(name).defaults
+        assert (defaults.num_inference_steps, defaults.guidance_scale, defaults.sampler) == (3, 2.5, "ddim")
+        assert load_pipeline(find_model(name), ON_CPU).scheduler.config.prediction_type == "sample"
+    assert load_pipeline(find_model(str(model)), ON_CPU).scheduler.config.prediction_type != "sample"
+    own = find_model(str(model)).defaults
+    assert (own.num_inference_steps, own.guidance_scale, own.sampler) == (30, 7.5, None)

@@ -15,6 +15,7 @@ from sdcli.checkpoints.folder import CLIP_HEAD, INDEX
 from sdcli.checkpoints.parts import CLASSES
 from sdcli.checkpoints.writing import to_dtype, whole_folder, write_tensors, write_text
 from sdcli.components.scheduler import Scheduler
+from sdcli.model_config import DEFAULTS, defaults_to_keep
 from sdcli.pipeline import SdPipeline
 
 NAMES = (*stock.EVERY_COMPONENT, "image_encoder")
@@ -25,7 +26,7 @@ def save_pipeline(
 ) -> None:
     """Write the folder that diffusers' StableDiffusionPipeline loads; arguments as for `save_components`."""
     components = {name: getattr(pipeline, name) for name in NAMES}
-    save_components(components, folder, dtype, metadata, pipeline.class_names)
+    save_components(components, folder, dtype, metadata, pipeline.class_names, defaults_to_keep(pipeline.defaults))
 
 
 def save_components(
@@ -34,6 +35,7 @@ def save_components(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
     class_names: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model folder, whole or not at all; a model may lack components yet.
 
@@ -45,6 +47,7 @@ def save_components(
         dtype: of floating weights on disk; None keeps each one's own.
         metadata: where the weights come from, written into each of their files.
         class_names: of a class-conditional UNet, from number 1 on; 0 is no class.
+        defaults: what generation uses for what the user leaves open, see `defaults_to_keep`.
 
     Raises:
         SdcliError: it cannot be written, or `folder` is something else than a model.
@@ -57,6 +60,8 @@ def save_components(
         about = {"_diffusers_version": diffusers.__version__}
         if class_names:
             about[CLASSES] = {str(number): name for number, name in enumerate(("", *class_names))}
+        if defaults:
+            about[DEFAULTS] = dict(defaults)
         write_text(beside / INDEX, _to_json(about | index_of(components)))
         _keep_others(folder, beside)
 

@@ -1,8 +1,9 @@
 """The model that a run starts from: what --model brings, and the part that --config builds anew."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sdcli.checkpoints import load_clip, load_components
 from sdcli.checkpoints.folder import read_index
@@ -13,6 +14,7 @@ from sdcli.components.unet import UNet
 from sdcli.components.unet_config import PIXEL_CHANNELS
 from sdcli.components.vae import VAE
 from sdcli.errors import SdcliError
+from sdcli.model_config import defaults_to_keep, kept_defaults
 from sdcli.prompts import Reader
 from sdcli.registry import find_architecture, find_loadable
 from sdcli.training.settings import ADAPTERS, TrainSettings
@@ -35,6 +37,7 @@ class Model:
     components: dict[str, object]
     clip: CLIP | None = None
     class_names: tuple[str, ...] = ()  # of a class-conditional UNet, from number 1 on; 0 is no class
+    defaults: dict[str, Any] = field(default_factory=dict)  # of generation, from the model that it is made from
 
     @property
     def reader(self) -> Reader:
@@ -54,27 +57,31 @@ def start_model(settings: TrainSettings, captions: Iterable[str]) -> Model:
         SdcliError: a component that the part needs is in neither of them, or the model has a LoRA of its own.
     """
     architecture = find_architecture(settings.config) if settings.config is not None else None
-    model = Model({})
+    model, prediction_type = Model({}), settings.prediction_type
     if settings.model is not None:
         spec = find_loadable(settings.model)
         if spec.lora is not None:
             message = f"model {spec.name} is a base and a LoRA, which are not trained as one"
             raise SdcliError(message, hint="train the base by itself")
         model = load_model(spec.path, whole_clip=settings.part == "clip" and not architecture)
+        model.defaults = defaults_to_keep(spec.defaults)
+        if architecture is None:
+            prediction_type = prediction_type or spec.defaults.prediction_type
     if settings.part in ADAPTERS:
         hint = "name a model that generates pictures"
         require(model, ["unet", "scheduler"], settings, hint)
         require(model, needed_by_unet(model.components["unet"]), settings, hint)
-        return with_schedule(model, settings)
+        return with_schedule(model, prediction_type, settings.zero_terminal_snr)
     if architecture is not None:
         built, clip = build_part(settings.part, architecture, captions)
-        model = Model(model.components | built, clip, () if settings.part == "unet" else model.class_names)
+        components = model.components | built
+        model = Model(components) if settings.part == "unet" else replace(model, components=components, clip=clip)
     require(model, BUILT_BY[settings.part], settings, "give its architecture by --config, such as --config emoji")
     if settings.part != "unet":
         return model
     hint = "train it first by --part vae or clip, and give that run by --model"
     require(model, needed_by_unet(model.components["unet"]), settings, hint)
-    return with_schedule(model, settings)
+    return with_schedule(model, prediction_type, settings.zero_terminal_snr)
 
 
 def needed_by_unet(unet: UNet) -> list[str]:
@@ -85,21 +92,21 @@ def needed_by_unet(unet: UNet) -> list[str]:
     return [*vae, f"tokenizer{second}", f"text_encoder{second}"] if reads_text else vae
 
 
-def with_schedule(model: Model, settings: TrainSettings) -> Model:
-    """The model with the prediction type and the noise schedule that were asked for.
+def with_schedule(model: Model, prediction_type: str | None, zero_terminal_snr: bool) -> Model:
+    """The model with the prediction type and the noise schedule that were asked for; None is the model's own.
 
     Raises:
         SdcliError: the model's scheduler does not take them.
     """
     changes = {}
-    if settings.prediction_type is not None:
-        changes["prediction_type"] = settings.prediction_type
-    if settings.zero_terminal_snr:
+    if prediction_type is not None:
+        changes["prediction_type"] = prediction_type
+    if zero_terminal_snr:
         changes["rescale_betas_zero_snr"] = True
     if not changes:
         return model
     config = model.components["scheduler"].config
-    if settings.zero_terminal_snr and changes.get("prediction_type", config.prediction_type) == "epsilon":
+    if zero_terminal_snr and changes.get("prediction_type", config.prediction_type) == "epsilon":
         raise SdcliError(
             "--zero-terminal-snr does not go with epsilon prediction, which says nothing where no signal is left",
             hint="add --prediction-type v_prediction",
@@ -110,13 +117,13 @@ def with_schedule(model: Model, settings: TrainSettings) -> Model:
 
 def load_model(folder: Path, whole_clip: bool) -> Model:
     """What a model folder or a checkpoint holds; the CLIP with both towers only where it is what is trained."""
-    components = load_components(folder)
-    if not whole_clip:
-        return Model(components, class_names=class_names(read_index(folder)))
-    clip = load_clip(folder)
-    text_encoder, image_encoder = clip.towers()
-    towers = {"text_encoder": text_encoder, "image_encoder": image_encoder}
-    return Model(components | towers, clip, class_names(read_index(folder)))
+    components, clip = load_components(folder), None
+    if whole_clip:
+        clip = load_clip(folder)
+        text_encoder, image_encoder = clip.towers()
+        components |= {"text_encoder": text_encoder, "image_encoder": image_encoder}
+    kept = {} if folder.is_file() else kept_defaults(folder)
+    return Model(components, clip, class_names(read_index(folder)), kept)
 
 
 def with_classes(model: Model, labels: Collection[str]) -> Model:

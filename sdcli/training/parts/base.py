@@ -89,7 +89,8 @@ class Part:
     def write(self, folder: Path, dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
         """Write the weights as users want them."""
         clip = {} if self.model.clip is None else clip_parts(self.model.clip)
-        save_components(self.model.components | clip, folder, dtype, metadata, self.model.class_names)
+        model = self.model
+        save_components(model.components | clip, folder, dtype, metadata, model.class_names, model.defaults)
 
     def sizes(self, pixel_values: Tensor) -> tuple[int, int, int, int]:
         """The shape of the latents of pictures (B, 3, H, W): (B, C, h, w)."""
