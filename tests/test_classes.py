@@ -91,6 +91,8 @@ def test_names_of_classes_are_kept_and_the_unet_stays_a_stock_one(model, tmp_pat
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
     assert index["id2label"] == {"0": "", "1": "blue", "2": "green", "3": "red", "4": "yellow"}
     assert load_pipeline(str(tmp_path / "saved")).class_names == pipeline.class_names
+    assert run(["models", "convert", str(tmp_path / "saved"), "-o", str(tmp_path / "half"), "--precision", "fp16"]) == 0
+    assert load_pipeline(str(tmp_path / "half")).class_names == pipeline.class_names
     assert UNet2DConditionModel.from_pretrained(tmp_path / "saved" / "unet").config.num_class_embeds == 5
 
 

@@ -468,6 +468,20 @@ def test_a_converted_model_says_what_it_predicts(name, prediction_type, written,
     assert scheduler.config.prediction_type == prediction_type
 
 
+def test_a_converted_model_is_used_as_models_toml_says(written, tmp_path):
+    """A folder keeps steps, guidance and sampler; both layouts what is predicted."""
+    models = tmp_path / "models.toml"
+    entry = f"path = {json.dumps(str(written('sd1', 'folder')))}\nsteps = 7\nguidance_scale = 2.5\nsampler = 'ddim'\n"
+    models.write_text(f"[models.mine]\n{entry}prediction_type = 'v_prediction'\n")
+    spec = find_model("mine", models)
+    for target in (tmp_path / "folder", tmp_path / "it.safetensors"):
+        convert(spec.path, target, defaults=spec.defaults)
+        pipeline = load_pipeline(find_model(str(target)), ON_CPU)
+        assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    defaults = find_model(str(tmp_path / "folder")).defaults
+    assert (defaults.num_inference_steps, defaults.guidance_scale, defaults.sampler) == (7, 2.5, "ddim")
+
+
 LANDMARKS = {  # keys of the published files
     "sd1": ("output_blocks.2.1.conv.weight", "output_blocks.5.2.conv.weight", "output_blocks.8.2.conv.weight"),
     "sdxl": ("output_blocks.2.2.conv.weight", "output_blocks.5.2.conv.weight", "label_emb.0.2.weight"),

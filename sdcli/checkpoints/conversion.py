@@ -10,14 +10,18 @@ from torch import nn
 
 from sdcli import families
 from sdcli.checkpoints import stock
-from sdcli.checkpoints.folder import load_components
+from sdcli.checkpoints.folder import load_components, read_index
+from sdcli.checkpoints.parts import class_names
 from sdcli.checkpoints.saving import save_components
 from sdcli.checkpoints.single_file import PREDICTION, PREDICTIONS, original_tensors
 from sdcli.checkpoints.writing import to_dtype, write_tensors
+from sdcli.components.scheduler import Scheduler
 from sdcli.components.unet_config import per_level
 from sdcli.device import DTYPES, Placement
 from sdcli.errors import SdcliError
 from sdcli.families import REFINER, SD1, SD2, SDXL, Family
+from sdcli.model_config import defaults_to_keep, own_defaults
+from sdcli.settings import GenerationDefaults
 
 FILE = ".safetensors"
 AS_SAVED = Placement(torch.device("cpu"), None, "no")
@@ -26,7 +30,13 @@ AS_FOLDER = "keep it as a folder, which tells everything"
 UNTOLD = {"sample_size", "force_upcast", "upcast_attention", "eos_token_id", "bos_token_id", "pad_token_id"}
 
 
-def convert(source: Path, target: Path, precision: str = "auto", allow_pickle: bool = False) -> None:
+def convert(
+    source: Path,
+    target: Path,
+    precision: str = "auto",
+    allow_pickle: bool = False,
+    defaults: GenerationDefaults | None = None,
+) -> None:
     """Write a model in the layout that the target's name says.
 
     Args:
@@ -34,14 +44,20 @@ def convert(source: Path, target: Path, precision: str = "auto", allow_pickle: b
         target: a name that ends in .safetensors is a single file, any other a folder.
         precision: of the weights; auto keeps each one's own.
         allow_pickle: read weights that are no safetensors, by `weights_only`.
+        defaults: what models.toml or the model itself says of its use, as far as the layout has a place for it.
 
     Raises:
         SdcliError: the model is bad, is of no family that has a single file, or cannot be written.
     """
     dtype = DTYPES.get(precision)
     components = load_components(source, AS_SAVED, allow_pickle)
+    defaults = defaults or own_defaults(source, allow_pickle)
+    if defaults.prediction_type is not None:
+        changed = Scheduler.from_config(components["scheduler"].config, prediction_type=defaults.prediction_type)
+        components["scheduler"] = changed
     if target.suffix != FILE:
-        save_components(components, target, dtype)
+        names = class_names(read_index(source, allow_pickle))
+        save_components(components, target, dtype, None, names, defaults_to_keep(defaults))
         return
     family = family_of_components(components)
     networks = {name: each for name, each in components.items() if isinstance(each, nn.Module)}

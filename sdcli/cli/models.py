@@ -157,7 +157,7 @@ def convert_model(
     with options.heavy_imports():
         from sdcli.checkpoints.conversion import convert
 
-    convert(spec.path, Path(output), precision, allow_pickle)
+    convert(spec.path, Path(output), precision, allow_pickle, spec.defaults)
     options.print_result(output)
 
 
