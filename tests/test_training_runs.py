@@ -79,13 +79,16 @@ def test_all_parts_in_turn_make_a_model(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["vae", "clip", "unet"])
-def test_two_processes_learn_what_one_does(part, tmp_path, squares, model):
+@pytest.mark.parametrize(
+    ("part", "more"),
+    [("vae", ()), ("clip", ()), ("clip", ("--lock", "text")), ("unet", ()), ("unet", ("--text-encoder-lr", "1e-3"))],
+)
+def test_two_processes_learn_what_one_does(part, more, tmp_path, squares, model):
     """The same global batch on 1 and on 2 processes over gloo: losses and gradients agree to 1e-4 of their size, which
     is what another order of summing floats makes of them in four updates.
     """
     flags = ["--data", squares, "--model", model, "--part", part, "--steps", 4, "--batch-size", 4, "--warmup", 1]
-    flags += ["--device", "cpu", "--learning-rate", "1e-3", "--progress", "none"]
+    flags += ["--device", "cpu", "--learning-rate", "1e-3", "--progress", "none", *more]
     subprocess.run(command(*flags, "-o", tmp_path / "one"), env=environment(), check=True)
     result = torchrun(*flags, "-o", tmp_path / "two")
     assert result.stdout == f"{tmp_path / 'two'}\n"

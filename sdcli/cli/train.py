@@ -61,6 +61,10 @@ def train(
     batch_size: Annotated[int | None, option("batch_size", "Pictures per pass, over all processes.")] = None,
     accumulate: Annotated[int | None, option("accumulate", "Passes per update.")] = None,
     learning_rate: Annotated[float | None, option("learning_rate", "Learning rate, at its peak.")] = None,
+    text_encoder_lr: Annotated[
+        float | None,
+        option("text_encoder_lr", "Train the text encoders with the UNet, at this rate (default: they stay)."),
+    ] = None,
     lr_schedule: Annotated[str | None, option("lr_schedule", f"How it falls: {', '.join(LR_SCHEDULES)}.")] = None,
     warmup: Annotated[int | None, option("warmup", "Updates until the peak.")] = None,
     optimizer: Annotated[str | None, option("optimizer", f"One of {', '.join(OPTIMIZERS)}.")] = None,

@@ -33,8 +33,8 @@ SECTIONS = {
     "What is learned": "loss prediction_type zero_terminal_snr snr_gamma noise_offset kl_weight perceptual_weight "
     "adversarial_weight caption_weight lock",
     "LoRA and embedding": "rank alpha targets token initialize_from",
-    "How it is learned": "batch_size accumulate learning_rate lr_schedule warmup optimizer weight_decay max_grad_norm "
-    "ema average",
+    "How it is learned": "batch_size accumulate learning_rate text_encoder_lr lr_schedule warmup optimizer "
+    "weight_decay max_grad_norm ema average",
     "What is told and kept": "validate_every sample_prompts sample_every checkpoint_every keep tracker save_precision",
     MACHINE: "device precision gradient_checkpointing channels_last tf32 compile",
 }

@@ -97,7 +97,7 @@ def rehearse(settings: TrainSettings, material: Material, store: Store) -> Event
         model = with_classes(model, material.labels)
     data, held_out = material.shown(settings, model)
     part = make_part(model, data, settings, store)
-    make_optimizer(part.parameters(), settings)
+    make_optimizer(part.groups(), settings)
     part.batch(data, 0)
     return Started(
         part=settings.part,
@@ -234,7 +234,13 @@ class Trainer:
         for parameter in self.part.parameters():
             parameter.requires_grad_(True)
         if self.settings.gradient_checkpointing:
-            self.part.network.enable_gradient_checkpointing()
+            modules = self.part.network.modules()
+            able = [module for module in modules if getattr(module, "_supports_gradient_checkpointing", False)]
+            if not able:
+                message = f"--gradient-checkpointing does not go with --part {self.settings.part}"
+                raise SdcliError(message, hint="it is for what learns with a UNet; leave it out")
+            for network in able:
+                network.enable_gradient_checkpointing()
         if self.settings.channels_last:
             self.part.network.to(memory_format=torch.channels_last)
 

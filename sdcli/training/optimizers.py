@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from transformers import Adafactor, get_scheduler
 from sdcli.errors import SdcliError
 from sdcli.training.settings import TrainSettings
 
-Parameters = Iterable[nn.Parameter]
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # or groups of them, with settings of their own
 
 
 def adamw(parameters: Parameters, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -69,13 +69,20 @@ RANGES = {  # of settings that are numbers: least, most
     "variations": (0, math.inf),
     "validation_split": (0, 0.9),
 }
-POSITIVE = ("learning_rate", "max_grad_norm", "snr_gamma", "alpha")
+POSITIVE = {  # settings that are numbers above 0, and what is usual
+    "learning_rate": 1e-4,
+    "text_encoder_lr": 1e-5,
+    "max_grad_norm": 1.0,
+    "snr_gamma": 5,
+    "alpha": 8,
+}
 OF_ONE_PART = {
     "token": "embedding",
     "initialize_from": "embedding",
     "targets": "lora",
     "alpha": "lora",
     "lock": "clip",
+    "text_encoder_lr": "unet",
 }
 MAY_CHANGE_ON_RESUME = (
     "steps",
@@ -141,6 +148,7 @@ class TrainSettings:
     batch_size: int = 16  # pictures per pass through the network, over all processes
     accumulate: int = 1  # passes per update
     learning_rate: float = 1e-4  # at its peak
+    text_encoder_lr: float | None = None  # of the text encoders, at its peak; None leaves them as they are
     lr_schedule: str = "cosine"
     warmup: int = 100  # updates until the peak
     optimizer: str = "adamw"
@@ -172,11 +180,11 @@ class TrainSettings:
             check_choice(f"--{flag(name)}", getattr(self, name), known)
         for name, (least, most) in RANGES.items():
             check_range(f"--{flag(name)}", getattr(self, name), least, most)
-        for name in POSITIVE:
+        for name, usual in POSITIVE.items():
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                hint = f"{getattr(TrainSettings, name) or 5} is usual"
-                raise SdcliError(f"--{flag(name)} must be a positive number, got {value}", hint=hint)
+                message = f"--{flag(name)} must be a positive number, got {value}"
+                raise SdcliError(message, hint=f"{usual} is usual")
         if self.resolution is not None:
             check_size("--resolution", self.resolution)
         for prompt in self.sample_prompts:
@@ -210,6 +218,8 @@ class TrainSettings:
         if self.lock == "text" and self.caption_weight:
             hint = "leave out one of them"
             raise SdcliError("--caption-weight teaches the text tower, which --lock text leaves as it is", hint=hint)
+        if self.text_encoder_lr and self.optimizer == "prodigy":
+            raise SdcliError("prodigy finds one learning rate for all weights", hint="leave out --text-encoder-lr")
         if self.part == "vae" and self.loss == "perceptual":
             raise SdcliError("--loss perceptual goes with --part unet", hint="for a VAE, add it by --perceptual-weight")
 

@@ -33,7 +33,7 @@ class State:
         self.sharding = sharding
         self.parameters = part.parameters() if sharding is None else sharding.parameters
         self.averages = Averages(self.parameters, settings.ema)
-        optimizer = make_optimizer(self.parameters, settings)
+        optimizer = make_optimizer(part.groups() if sharding is None else self.parameters, settings)
         self.schedule = make_schedule(optimizer, settings)
         self.optimizer = accelerator.prepare(optimizer)
         self.global_step = 0  # updates so far
@@ -80,9 +80,7 @@ class State:
         """Return to a checkpoint, weights and all, and go on from there at half the learning rate."""
         self.optimizer.zero_grad()
         if self.settings.part not in ADAPTERS:  # theirs come back with `restore`
-            fresh = load_model(checkpoint, whole_clip=self.settings.part == "clip")
-            source = fresh.clip if self.settings.part == "clip" else fresh.components[self.settings.part]
-            self.part.network.load_state_dict(source.state_dict())
+            self.part.take(load_model(checkpoint, whole_clip=self.settings.part == "clip"))
             if self.sharding is not None:
                 self.sharding.scatter()
         retreats = self.retreats + 1

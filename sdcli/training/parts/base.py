@@ -42,6 +42,14 @@ class Part:
         """The weights that are trained."""
         return list(self.network.parameters())
 
+    def groups(self) -> list[dict[str, Any]]:
+        """The same weights as an optimizer takes them: with a learning rate where that is not the run's."""
+        return [{"params": self.parameters()}]
+
+    def take(self, model: Model) -> None:
+        """Take the weights of the part from another model of the same kind."""
+        self.network.load_state_dict(model.components[self.settings.part].state_dict())
+
     def prepare(self) -> Iterator[tuple[int, int]]:
         """Compute once what every pass needs; yields (done, total) meanwhile."""
         yield from ()

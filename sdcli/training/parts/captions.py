@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdcli.components.towers import TextOutput
 from sdcli.data.store import Store
 from sdcli.pipeline import SdPipeline
 from sdcli.prompts import Reader
 
 KEPT_BYTES = 2 * 2**30  # features that stay in memory
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 class CaptionFeatures:
@@ -87,10 +89,50 @@ class CaptionFeatures:
         return self.come_again and len(self._known) * rows.nbytes < KEPT_BYTES
 
 
+class ReadingUnet(nn.Module):
+    """Text encoders and the UNet that is told what they read, as one network, where both learn.
+
+    Args:
+        readers: the text encoders.
+        unet: which predicts.
+    """
+
+    def __init__(self, readers: Sequence[Reader], unet: nn.Module):
+        super().__init__()
+        self.readers = readers
+        self.text_encoders = nn.ModuleList(reader.text_encoder for reader in readers)
+        self.unet = unet
+
+    def forward(
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        input_ids: Tensor,
+        time_ids: Tensor | None = None,
+        kept: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, h, w), (B,), tokens (B, L), and what `text_arguments` takes, to the UNet's output (B, C, h, w)."""
+        told = text_arguments(*read_tokens(self.readers, input_ids, self.read), time_ids, kept)
+        return self.unet(noisy_latents, timesteps, class_labels=class_labels, **told)
+
+    def read(self, text_encoder: nn.Module, tokens: Tensor) -> TextOutput:
+        """What a text encoder makes of its tokens, (B, L)."""
+        return text_encoder(tokens)
+
+
+def weights_read(reader: Reader) -> list[nn.Parameter]:
+    """The weights of a text encoder that its features follow from; SDXL's first one is not asked for its last layer."""
+    text_encoder, unread = reader.text_encoder, ()
+    if reader.before_last and not text_encoder.config.with_projection:
+        unread = (f"encoder.layers.{text_encoder.config.num_hidden_layers - 1}.", "final_layer_norm.")
+    return [weight for name, weight in text_encoder.named_parameters() if not name.startswith(unread)]
+
+
 def read_tokens(
     readers: Sequence[Reader],
     input_ids: Tensor,
-    call: Callable[[nn.Module, Tensor], Any] = lambda text_encoder, tokens: text_encoder(tokens),
+    call: Callable[[nn.Module, Tensor], TextOutput] = lambda text_encoder, tokens: text_encoder(tokens),
 ) -> tuple[Tensor, Tensor | None]:
     """Text features of tokens of all text encoders.
 

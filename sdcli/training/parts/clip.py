@@ -38,6 +38,10 @@ class ClipPart(Part):
         locked = LAYERS.get(self.settings.lock, ())
         return [weight for name, weight in self.network.named_parameters() if not name.startswith(locked)]
 
+    def take(self, model: Model) -> None:
+        """Take both towers of another model, and its temperature."""
+        self.network.load_state_dict(model.clip.state_dict())
+
     def batch(self, data: Pictures, number: int, validating: bool = False) -> Batch:
         """Tokens (B, L), padded to the longest caption of the batch, once or twice, and pictures (B, 3, H, W)."""
         shown = data.batch(number)

@@ -12,20 +12,18 @@ from torch import Tensor, nn
 
 from sdcli.checkpoints.adapters import EMBEDDING, add_token, write_embedding
 from sdcli.checkpoints.embeddings import LearnedWord, read_word
+from sdcli.components.towers import TextOutput
 from sdcli.data.pictures import Pictures
 from sdcli.data.store import Store
 from sdcli.errors import SdcliError
 from sdcli.prompts import Reader
 from sdcli.training.assembly import Model
-from sdcli.training.parts.base import Batch
-from sdcli.training.parts.captions import read_tokens, text_arguments
+from sdcli.training.parts.captions import TEXT_ENCODERS, ReadingUnet
 from sdcli.training.parts.unet import UnetPart
 from sdcli.training.settings import TrainSettings
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
-
-class Word(nn.Module):
+class Word(ReadingUnet):
     """The vectors of a new word, one for each text encoder, and the network that is told them.
 
     Args:
@@ -35,31 +33,15 @@ class Word(nn.Module):
     """
 
     def __init__(self, readers: Sequence[Reader], unet: nn.Module, vectors: Sequence[Tensor]):
-        super().__init__()
-        self.readers = readers
-        self.text_encoders = nn.ModuleList(reader.text_encoder for reader in readers)
-        self.unet = unet
+        super().__init__(readers, unet)
         self.vectors = nn.ParameterList(vector.clone() for vector in vectors)
 
-    def forward(
-        self,
-        noisy_latents: Tensor,
-        timesteps: Tensor,
-        input_ids: Tensor,
-        time_ids: Tensor | None = None,
-        kept: Tensor | None = None,
-        class_labels: Tensor | None = None,
-    ) -> Tensor:
-        """(B, C, h, w), (B,), tokens (B, L), and what `text_arguments` takes, to the UNet's output (B, C, h, w)."""
+    def read(self, text_encoder: nn.Module, tokens: Tensor) -> TextOutput:
+        """What a text encoder makes of its tokens, (B, L), with the vector of the new one."""
         vectors = dict(zip(self.text_encoders, self.vectors, strict=True))
-
-        def call(text_encoder: nn.Module, tokens: Tensor) -> Any:
-            name, table = token_table(text_encoder)
-            weights = {name: torch.cat([table[:-1].detach(), vectors[text_encoder].to(table.dtype)])}
-            return torch.func.functional_call(text_encoder, weights, (tokens,))
-
-        told = text_arguments(*read_tokens(self.readers, input_ids, call), time_ids, kept)
-        return self.unet(noisy_latents, timesteps, class_labels=class_labels, **told)
+        name, table = token_table(text_encoder)
+        weights = {name: torch.cat([table[:-1].detach(), vectors[text_encoder].to(table.dtype)])}
+        return torch.func.functional_call(text_encoder, weights, (tokens,))
 
 
 class EmbeddingPart(UnetPart):
@@ -106,10 +88,6 @@ class EmbeddingPart(UnetPart):
         """Pictures of the word, with its vectors as they are now."""
         self.finish()
         return super().sample()
-
-    def _told(self, batch: Batch) -> dict[str, Any]:
-        """The tokens themselves: `Word` looks them up, so that gradients reach its vectors."""
-        return {name: batch[name] for name in ("input_ids", "time_ids", "kept") if name in batch}
 
     def _start(self, reader: Reader) -> Tensor:
         """What a vector starts from, (1, D): that of a text's first token; without one, the mean of all tokens."""

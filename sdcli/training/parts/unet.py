@@ -19,7 +19,14 @@ from sdcli.training.assembly import Model
 from sdcli.training.masks import draw_masks
 from sdcli.training.objectives import by_timestep, denoising_loss, min_snr_weights, perceptual_error
 from sdcli.training.parts.base import SHOWN, Batch, Part, in_batches, same_size, sheet
-from sdcli.training.parts.captions import CaptionFeatures, hash_of_weights, text_arguments
+from sdcli.training.parts.captions import (
+    TEXT_ENCODERS,
+    CaptionFeatures,
+    ReadingUnet,
+    hash_of_weights,
+    text_arguments,
+    weights_read,
+)
 from sdcli.training.settings import TrainSettings
 
 SAMPLED_WITH = DenoiseSettings(num_inference_steps=20, guidance_scale=4.0)
@@ -37,7 +44,7 @@ class UnetPart(Part):
         zeros = components["text_encoder"] is not None and components["text_encoder_2"] is not None
         self.pipeline = SdPipeline(**components, force_zeros_for_empty_prompt=zeros)
         self.pipeline.class_names = model.class_names
-        self.network = self.pipeline.unet
+        self.network = self._network()
         self.scheduler = self.pipeline.scheduler
         self.prediction_type = self.scheduler.config.prediction_type
         self.store = store
@@ -50,6 +57,38 @@ class UnetPart(Part):
                 "--loss perceptual needs the image tower of a CLIP, and the model has none",
                 hint="`sdcli train --part clip` makes one; or take --loss mse",
             )
+
+    def _network(self) -> nn.Module:
+        """The UNet alone, or with the text encoders where these learn too."""
+        if self.settings.text_encoder_lr is None:
+            return self.pipeline.unet
+        if not self.pipeline.readers:
+            raise SdcliError("--text-encoder-lr: the model has no text encoder", hint="leave it out")
+        return ReadingUnet(self.pipeline.readers, self.pipeline.unet)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights that are trained: the UNet's, then those of text encoders that learn too."""
+        return [*self.pipeline.unet.parameters(), *self._of_text()]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The same, those of text encoders with their own learning rate."""
+        if not self._of_text():
+            return super().groups()
+        of_text = {"params": self._of_text(), "lr": self.settings.text_encoder_lr}
+        return [{"params": list(self.pipeline.unet.parameters())}, of_text]
+
+    def _of_text(self) -> list[nn.Parameter]:
+        if self.settings.text_encoder_lr is None:
+            return []
+        return [weight for reader in self.pipeline.readers for weight in weights_read(reader)]
+
+    def take(self, model: Model) -> None:
+        """Take the UNet of another model, and its text encoders where these learn too."""
+        learning = [self.settings.part]
+        if self.settings.text_encoder_lr is not None:
+            learning += [name for name in TEXT_ENCODERS if getattr(self.pipeline, name) is not None]
+        for name in learning:
+            getattr(self.pipeline, name).load_state_dict(model.components[name].state_dict())
 
     @property
     def cached(self) -> bool:
@@ -240,5 +279,7 @@ class UnetPart(Part):
         """What the network is told of the captions: arguments of `UNet.forward`."""
         if "input_ids" not in batch:
             return {}
+        if isinstance(self.network, ReadingUnet):  # reads them itself, so that gradients reach what reads
+            return {name: batch[name] for name in ("input_ids", "time_ids", "kept") if name in batch}
         features, pooled = self._captions.features(batch["input_ids"])
         return text_arguments(features, pooled, batch.get("time_ids"), batch.get("kept"))

@@ -1,0 +1,126 @@
+"""Text encoders that learn together with the UNet, at a rate of their own."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from families import write_folder
+from first_batch import part_of
+from safetensors.torch import load_file
+
+from sdcli.errors import SdcliError
+from sdcli.training.events import Warned
+from sdcli.training.parts.unet import UnetPart
+from sdcli.training.settings import TrainSettings
+from sdcli.training.stages import train
+
+FILES = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
+
+
+def settings(data: Path, output: Path, **changes) -> TrainSettings:
+    common = {"batch_size": 4, "learning_rate": 2e-3, "text_encoder_lr": 1e-3, "warmup": 0, "device": "cpu", "ema": 0.9}
+    common |= {"sample_every": 0, "resolution": 16, "cache": "none", "steps": 4, "checkpoint_every": 2}
+    return TrainSettings(**{"data": str(data), "output": str(output), **common, **changes})
+
+
+def weights_of(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / part / FILES[part])
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sdxl-refiner"])
+def test_the_loss_is_the_same_and_every_weight_gets_a_gradient(name, squares, tmp_path):
+    """Reading captions in the pass changes nothing of it; dropped ones included. Weights that nothing is read from,
+    those of the last layer of SDXL's first text encoder, are not among them: several processes would wait for them.
+    """
+    folder = write_folder(name, tmp_path / "model")
+    run = settings(squares, tmp_path, model=str(folder), resolution=32, caption_dropout=0.5)
+    part, data = part_of(run)
+    loss = part.losses(part.network, part.batch(data, 1))["loss"]
+    still, _ = part_of(dataclasses.replace(run, text_encoder_lr=None))
+    torch.testing.assert_close(loss, still.losses(still.network, still.batch(data, 1))["loss"], rtol=1e-5, atol=0)
+    loss.backward()
+    assert all(weight.grad is not None for weight in part.parameters())
+    of_unet, of_text = part.groups()
+    assert of_text["lr"] == 1e-3 and any(weight.grad.abs().max() > 0 for weight in of_text["params"])
+    assert len(part.parameters()) == len(of_unet["params"]) + len(of_text["params"])
+
+
+def test_both_learn_at_their_rates_and_go_on_to_the_bit(squares, tiny_folder, tmp_path):
+    """An interrupted run ends with the weights of one that was not, those of text encoders included."""
+    runs = [settings(squares, tmp_path / name, model=str(tiny_folder)) for name in ("whole", "parted")]
+    list(train(runs[0]))
+    asked = iter([False, False, True])
+    list(train(runs[1], stop=lambda: next(asked)))
+    list(train(runs[1], resume=True))
+    for part in FILES:
+        whole, parted = (weights_of(tmp_path / name / "model", part) for name in ("whole", "parted"))
+        assert same(whole, parted)
+        assert not same(whole, weights_of(tmp_path / "whole" / "checkpoints" / "step-000002", part))
+    list(train(settings(squares, tmp_path / "slow", model=str(tiny_folder), text_encoder_lr=1e-7)))
+    before = {name.removeprefix("text_model."): each for name, each in weights_of(tiny_folder, "text_encoder").items()}
+    furthest = {}
+    for run in ("whole", "slow"):
+        after = {
+            name.removeprefix("text_model."): each
+            for name, each in weights_of(tmp_path / run / "model", "text_encoder").items()
+        }
+        furthest[run] = max((after[name] - before[name]).abs().max() for name in before)
+    assert furthest["slow"] < 1e-5 < furthest["whole"]
+
+
+def test_without_a_rate_text_encoders_stay(squares, tiny_folder, tmp_path):
+    list(train(settings(squares, tmp_path / "run", model=str(tiny_folder), text_encoder_lr=None, steps=1)))
+    first, last = (tmp_path / "run" / "checkpoints" / f"step-{step:06d}" for step in (0, 1))
+    assert same(weights_of(first, "text_encoder"), weights_of(last, "text_encoder"))
+    assert not same(weights_of(first, "unet"), weights_of(last, "unet"))
+
+
+def test_a_slip_takes_text_encoders_back_too(squares, tiny_folder, tmp_path, monkeypatch):
+    """A loss that is no number: back to the checkpoint, with all that learns, at half of both rates."""
+    original, slips = UnetPart.losses, iter([False, False, True])
+    seen = []
+
+    def slippery(self, network, batch):
+        losses, slips_now = original(self, network, batch), next(slips, False)
+        if not slips_now:
+            seen.append(self.pipeline.text_encoder.state_dict()["embeddings.token_embedding.weight"].clone())
+        return losses | {"loss": losses["loss"] * float("nan")} if slips_now else losses
+
+    monkeypatch.setattr(UnetPart, "losses", slippery)
+    changes = {"checkpoint_every": 1000, "lr_schedule": "constant", "steps": 3}
+    run = settings(squares, tmp_path / "run", model=str(tiny_folder), **changes)
+    events = list(train(run))
+    assert any(isinstance(event, Warned) and "back to update 0" in event.message for event in events)
+    torch.testing.assert_close(seen[2], seen[0], rtol=0, atol=0)
+    assert not torch.equal(seen[1], seen[0])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"part": "vae"}, "--text-encoder-lr goes with --part unet only"),
+        ({"optimizer": "prodigy"}, "prodigy"),
+        ({"text_encoder_lr": 0.0}, "--text-encoder-lr must be a positive number"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, says, tmp_path):
+    with pytest.raises(SdcliError, match=says):
+        settings(tmp_path, tmp_path, model="emoji", **changes)
+
+
+def test_gradient_checkpointing_reaches_the_unet_inside(squares, tiny_folder, tmp_path):
+    run = settings(squares, tmp_path / "run", model=str(tiny_folder), gradient_checkpointing=True, steps=1)
+    list(train(run))
+    word = dataclasses.replace(run, output=str(tmp_path / "word"), part="embedding", token="<it>", text_encoder_lr=None)
+    list(train(word))
+    vae = dataclasses.replace(run, output=str(tmp_path / "vae"), part="vae", text_encoder_lr=None)
+    with pytest.raises(SdcliError, match="--gradient-checkpointing does not go with --part vae"):
+        list(train(vae))
