@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sdcli.errors import SdcliError
 from sdcli.training.events import Warned
 from sdcli.training.parts.unet import UnetPart
+from sdcli.training.run_folder import load_state
 from sdcli.training.settings import TrainSettings
 from sdcli.training.stages import train
 
@@ -101,6 +102,8 @@ def test_a_slip_takes_text_encoders_back_too(squares, tiny_folder, tmp_path, mon
     assert not torch.equal(seen[1], seen[0])
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3] * 3)
+    groups = load_state(tmp_path / "run" / "checkpoints" / "step-000003")["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-3, 5e-4])
 
 
 @pytest.mark.parametrize(
