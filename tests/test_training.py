@@ -249,10 +249,10 @@ def test_flags_win_over_what_a_file_says_for_single_parts(tmp_path):
     table = {"steps": 10, "vae": {"steps": 100, "learning_rate": 1e-3}, "unet": {"steps": 200}}
     chosen = from_table(table, {"data": "d", "output": "o", "part": "all", "config": "emoji", "steps": 20})
     settings = TrainSettings(**chosen)
-    assert [settings.stage(part).steps for part in STAGES] == [20, 20, 20]
+    assert [settings.stage(part).steps for part in STAGES] == [20, 20, 20, 20]
     assert settings.stage("vae").learning_rate == 1e-3
     settings = TrainSettings(**from_table(table, {"data": "d", "output": "o", "part": "all", "config": "emoji"}))
-    assert [settings.stage(part).steps for part in STAGES] == [100, 10, 200]
+    assert [settings.stage(part).steps for part in STAGES] == [100, 10, 200, 10]
 
 
 @pytest.mark.parametrize(("part", "steps"), [("vae", 100), ("clip", 10), ("unet", 200)])
@@ -269,4 +269,4 @@ def test_recipes_of_named_architectures_are_settings(name):
     given = {"data": "d", "output": "o", "part": "all", "config": name}
     recipe = find_architecture(name)["train"]
     stages = stages_of(TrainSettings(**from_table(recipe, given)))
-    assert [stage.steps for stage in stages] == [recipe[stage.part]["steps"] for stage in stages]
+    assert [stage.steps for stage in stages] == [recipe[Path(stage.output).name]["steps"] for stage in stages]

@@ -11,13 +11,14 @@ from first_batch import part_of
 from safetensors.torch import load_file
 
 from sdcli.errors import SdcliError
-from sdcli.training.events import Warned
+from sdcli.training.events import Interrupted, Warned
 from sdcli.training.parts.unet import UnetPart
 from sdcli.training.run_folder import load_state
 from sdcli.training.settings import TrainSettings
 from sdcli.training.stages import train
 
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
+IMAGE_ENCODER = {"image_encoder": "model.safetensors"}
 
 
 def settings(data: Path, output: Path, **changes) -> TrainSettings:
@@ -27,7 +28,7 @@ def settings(data: Path, output: Path, **changes) -> TrainSettings:
 
 
 def weights_of(folder: Path, part: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / part / FILES[part])
+    return load_file(folder / part / (FILES | IMAGE_ENCODER)[part])
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -127,3 +128,26 @@ def test_gradient_checkpointing_reaches_the_unet_inside(squares, tiny_folder, tm
     vae = dataclasses.replace(run, output=str(tmp_path / "vae"), part="vae", text_encoder_lr=None)
     with pytest.raises(SdcliError, match="--gradient-checkpointing does not go with --part vae"):
         list(train(vae))
+
+
+def test_of_all_parts_the_image_encoder_learns_once_more(squares, architecture, tmp_path):
+    """Where text encoders learn with the UNet, it comes to agree with them, and they stay as the UNet knows them."""
+    stages = {"unet": {"text_encoder_lr": 1e-3}, "image_encoder": {"steps": 3}}
+    changes = {"part": "all", "config": str(architecture), "stages": stages, "text_encoder_lr": None, "steps": 2}
+    run = settings(squares, tmp_path / "run", **changes, caption_weight=1.0, lr_schedule="constant")
+    last = tmp_path / "run" / "image_encoder"
+    assert isinstance([*train(run, stop=(last / "checkpoints" / "latest").exists)][-1], Interrupted)
+    list(train(run, resume=True))
+    models = {name: tmp_path / "run" / name / "model" for name in ("clip", "unet", "image_encoder")}
+    assert len((last / "metrics.jsonl").read_text().splitlines()) == 3
+    for part, stays in {"text_encoder": "unet", "unet": "unet", "image_encoder": "clip"}.items():
+        before, after = weights_of(models[stays], part), weights_of(models["image_encoder"], part)
+        assert same(before, after) == (part != "image_encoder")
+        assert same(after, weights_of(tmp_path / "run" / "model", part))
+    assert not same(weights_of(models["clip"], "text_encoder"), weights_of(models["unet"], "text_encoder"))
+
+
+def test_an_image_encoder_has_nothing_new_to_learn_from_text_encoders_that_stay(squares, architecture, tmp_path):
+    changes = {"part": "all", "config": str(architecture), "stages": {"image_encoder": {}}, "text_encoder_lr": None}
+    with pytest.raises(SdcliError, match=r"\[train.image_encoder\] is for text encoders that learn with the UNet"):
+        list(train(settings(squares, tmp_path / "run", **changes)))

@@ -9,7 +9,9 @@ from sdcli.errors import SdcliError
 from sdcli.settings import LARGEST_SEED, PREDICTION_TYPES, check_choice, check_range, check_size, check_text
 
 PARTS = ("unet", "vae", "clip", "lora", "embedding", "all")
-STAGES = ("vae", "clip", "unet")  # of --part all; each needs those before it
+# Stages of --part all, each of which needs those before it, and the part that each trains. The last one is for text
+# encoders that have learned with the UNet: the image encoder learns to agree with what they have become.
+STAGES = {"vae": "vae", "clip": "clip", "unet": "unet", "image_encoder": "clip"}
 ADAPTERS = ("lora", "embedding")  # parts that are put onto a model, which stays as it is
 DENOISERS = ("unet", *ADAPTERS)  # parts that learn from noisy pictures
 LOSSES = ("mse", "l1", "huber", "perceptual")
@@ -224,20 +226,23 @@ class TrainSettings:
             raise SdcliError("--loss perceptual goes with --part unet", hint="for a VAE, add it by --perceptual-weight")
 
     def _check_stages(self) -> None:
-        """Refuse settings of a single part that no such part can have."""
+        """Refuse settings of a single stage that its part cannot have."""
         if self.stages and self.part != "all":
             raise SdcliError("settings for single parts go with --part all only", hint="leave out [train.vae] and such")
-        for part, changes in self.stages.items():
-            check_choice("[train]", part, STAGES)
+        for name, changes in self.stages.items():
+            check_choice("[train]", name, tuple(STAGES))
             known = {each.name for each in dataclasses.fields(self)} - {"data", "output", "part", "stages"}
-            for name in changes:
-                check_choice(f"[train.{part}]", name, tuple(sorted(known)))
-            self.stage(part)
+            for setting in changes:
+                check_choice(f"[train.{name}]", setting, tuple(sorted(known)))
+            self.stage(name)
 
-    def stage(self, part: str) -> "TrainSettings":
-        """The settings of one part of --part all, but for the model that it starts from."""
+    def stage(self, name: str) -> "TrainSettings":
+        """The settings of one stage of --part all, but for the model that it starts from."""
         common = {name: value for name, value in dataclasses.asdict(self).items() if name != "stages"}
-        return TrainSettings(**{**common, "part": part, **self.stages.get(part, {})})
+        chosen = {**common, "part": STAGES[name], **self.stages.get(name, {})}
+        if name == "image_encoder":
+            chosen |= {"model": self.output, "config": None, "lock": "text", "caption_weight": 0.0}
+        return TrainSettings(**chosen)
 
 
 def from_table(table: dict[str, object], given: dict[str, object]) -> dict[str, object]:

@@ -14,7 +14,7 @@ from sdcli.training.assembly import classes_of
 from sdcli.training.events import Event, Interrupted
 from sdcli.training.processes import join_processes
 from sdcli.training.run_folder import RunFolder, finished_steps
-from sdcli.training.settings import STAGES, TrainSettings
+from sdcli.training.settings import TrainSettings
 from sdcli.training.sharding import asked_split
 
 
@@ -59,16 +59,21 @@ def train(
 
 
 def stages_of(settings: TrainSettings) -> list[TrainSettings]:
-    """The settings of each part in turn; a part that the architecture leaves out is left out.
+    """The settings of each stage in turn; one whose section the architecture leaves out is left out.
 
     Raises:
-        SdcliError: the architecture has none of them.
+        SdcliError: the architecture has none of them, or the image encoder is to learn from text encoders that do not.
     """
     sections = STAGES_BY_SECTION if settings.config is None else find_architecture(settings.config)
-    parts = [part for section, part in STAGES_BY_SECTION.items() if section in sections]
-    if not parts:
+    names = [name for section, name in STAGES_BY_SECTION.items() if section in sections]
+    if not names:
         raise SdcliError(f"{settings.config} has neither a [vae] nor a [text_encoder] nor a [unet]", hint="add one")
-    return [dataclasses.replace(settings.stage(part), output=str(Path(settings.output) / part)) for part in parts]
+    if {"clip", "unet"} <= {*names} and settings.stage("unet").text_encoder_lr:
+        names.append("image_encoder")
+    elif "image_encoder" in settings.stages:
+        message = "[train.image_encoder] is for text encoders that learn with the UNet, and here they do not"
+        raise SdcliError(message, hint="leave it out, or set text_encoder_lr in [train.unet]")
+    return [dataclasses.replace(settings.stage(name), output=str(Path(settings.output) / name)) for name in names]
 
 
 def check_classes(settings: TrainSettings) -> None:
@@ -80,4 +85,4 @@ def check_classes(settings: TrainSettings) -> None:
         classes_of({example.label for example in examples} - {None}, room)
 
 
-STAGES_BY_SECTION = dict(zip(("vae", "text_encoder", "unet"), STAGES, strict=True))
+STAGES_BY_SECTION = {"vae": "vae", "text_encoder": "clip", "unet": "unet"}  # of an architecture
