@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.registry import find_architecture
 from sdcli.training.averages import Averages
+from sdcli.training.choices import STAGES
 from sdcli.training.events import Interrupted, Saved, Stepped, Warned
 from sdcli.training.loop import train
 from sdcli.training.run_folder import RunFolder
-from sdcli.training.settings import STAGES, TrainSettings, from_table, resumed
+from sdcli.training.settings import TrainSettings, from_table, resumed
 from sdcli.training.stages import stages_of
 from sdcli.training.tokenizer import train_tokenizer
 

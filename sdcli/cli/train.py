@@ -17,20 +17,18 @@ from sdcli.cli.train_options import DEFAULTS, OF_RUN, option
 from sdcli.cli.train_progress import training_progress
 from sdcli.errors import SdcliError
 from sdcli.registry import find_architecture
-from sdcli.training.settings import (
+from sdcli.settings import PREDICTION_TYPES
+from sdcli.training.choices import (
     AVERAGES,
     LOSSES,
     LR_SCHEDULES,
     OPTIMIZERS,
     PARTS,
-    PREDICTION_TYPES,
     SAVE_PRECISIONS,
     TOWERS,
     TRACKERS,
-    TrainSettings,
-    from_table,
-    resumed,
 )
+from sdcli.training.settings import TrainSettings, from_table, resumed
 
 # Batch systems announce the end of a job's time by SIGUSR1 or SIGTERM.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))

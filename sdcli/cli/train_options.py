@@ -10,7 +10,8 @@ import typer
 from sdcli.cli.completion import among, architectures, model_names
 from sdcli.cli.help import with_default
 from sdcli.cli.options import DEVICES, MACHINE, PRECISIONS
-from sdcli.training.settings import CHOICES, TrainSettings
+from sdcli.training.choices import CHOICES
+from sdcli.training.settings import TrainSettings
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
 HINTS = get_type_hints(TrainSettings)

@@ -17,7 +17,8 @@ from sdcli.errors import SdcliError
 from sdcli.model_config import defaults_to_keep, kept_defaults
 from sdcli.prompts import Reader
 from sdcli.registry import find_architecture, find_loadable
-from sdcli.training.settings import ADAPTERS, TrainSettings
+from sdcli.training.choices import ADAPTERS
+from sdcli.training.settings import TrainSettings
 from sdcli.training.tokenizer import train_tokenizer
 
 BUILT_BY = {

@@ -12,6 +12,7 @@ from sdcli.device import DTYPES, choose_placement
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.images import save_png, to_image
 from sdcli.training.assembly import check_architecture, load_model, start_model, with_classes
+from sdcli.training.choices import ADAPTERS, DENOISERS
 from sdcli.training.events import (
     Event,
     Interrupted,
@@ -33,7 +34,7 @@ from sdcli.training.parts.base import Batch
 from sdcli.training.processes import start_accelerator
 from sdcli.training.provenance import provenance
 from sdcli.training.run_folder import RunFolder
-from sdcli.training.settings import ADAPTERS, DENOISERS, TrainSettings
+from sdcli.training.settings import TrainSettings
 from sdcli.training.sharding import Sharding, asked_split, gather_all
 from sdcli.training.state import State
 from sdcli.training.trackers import plain

@@ -9,10 +9,11 @@ from accelerate import Accelerator
 
 from sdcli.training.assembly import load_model
 from sdcli.training.averages import Averages, copy_all
+from sdcli.training.choices import ADAPTERS
 from sdcli.training.optimizers import make_optimizer, make_schedule
 from sdcli.training.parts import Part
 from sdcli.training.run_folder import load_state
-from sdcli.training.settings import ADAPTERS, TrainSettings
+from sdcli.training.settings import TrainSettings
 from sdcli.training.sharding import Sharding, gather_all, split_optimizer_state
 
 
