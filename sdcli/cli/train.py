@@ -72,6 +72,12 @@ def train(
     buckets: Annotated[bool, option("buckets", "Keep about the aspect ratio; else squares are cut.")] = False,
     random_crop: Annotated[bool, option("random_crop", "Cut anywhere, not at the centre.")] = False,
     random_flip: Annotated[float | None, option("random_flip", "Share of pictures mirrored left to right.")] = None,
+    random_affine: Annotated[
+        float | None, option("random_affine", "Turn, move and scale pictures by chance; 0.1: by up to 9° and a tenth.")
+    ] = None,
+    color_jitter: Annotated[
+        float | None, option("color_jitter", "Change brightness, contrast and saturation by chance, by up to this.")
+    ] = None,
     grounds: Annotated[
         float | None, option("grounds", "Share of transparent drawings put on a colour, which their caption tells.")
     ] = None,

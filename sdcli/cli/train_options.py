@@ -28,8 +28,8 @@ PLACES = {  # what a text names, where it is neither free nor one of CHOICES
     "resolution": "PX",
 }
 SECTIONS = {
-    "Data": "data where resolution buckets random_crop random_flip grounds pairs variations caption_dropout "
-    "caption_filler validation_split on_error allow_data_change cache num_workers",
+    "Data": "data where resolution buckets random_crop random_flip random_affine color_jitter grounds pairs "
+    "variations caption_dropout caption_filler validation_split on_error allow_data_change cache num_workers",
     "Run": "output part model config steps seed",
     "What is learned": "loss prediction_type zero_terminal_snr snr_gamma noise_offset kl_weight perceptual_weight "
     "adversarial_weight caption_weight lock",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdcli.data.augment import Augmentation, augment, draw_augmentation
 from sdcli.data.compose import Composition, compose, composed_caption, draw_composition, simple_caption
 from sdcli.data.folder import Example, Problem
 from sdcli.data.order import Order, Size, bucket_sizes, nearest_size
@@ -28,6 +29,8 @@ class Framing:
     buckets: bool = False  # keep about the aspect ratio, instead of cutting a square
     random_crop: bool = False  # cut anywhere, instead of at the centre
     random_flip: float = 0.0  # share of pictures mirrored left to right
+    random_affine: float = 0.0  # how far pictures are turned, moved and scaled
+    color_jitter: float = 0.0  # how far their brightness, contrast and saturation change
     grounds: float = 0.0  # share of drawings on transparent ground that are put on a colour
     pairs: float = 0.0  # share of them that are put beside another one
     variations: int = 0  # that a picture has, each the same whenever it is shown; 0 makes a new one every time
@@ -37,6 +40,12 @@ class Framing:
     def composes(self) -> bool:
         """Whether pictures are made of others."""
         return self.grounds > 0 or self.pairs > 0
+
+    @property
+    def repeats(self) -> bool:
+        """Whether chance leaves a picture few enough ways to be shown, so that each comes again."""
+        always_new = self.random_crop or self.random_affine or self.color_jitter
+        return not always_new and (self.variations > 0 or not self.composes)
 
     @functools.cached_property
     def sizes(self) -> list[Size]:
@@ -50,13 +59,14 @@ class Framing:
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of a batch: which, brought to what size, cut where, mirrored or not, put on what."""
+    """One picture of a batch: which, brought to what size, cut where, mirrored or not, put on what, and altered how."""
 
     index: int
     size: Size
     place: tuple[float, float] = CENTRE  # of the cut; see `crop_box`
     flipped: bool = False
     composition: Composition | None = None
+    augmentation: Augmentation | None = None
 
 
 class Pictures:
@@ -95,7 +105,9 @@ class Pictures:
         for index in self.order.batch(number):
             place = (draw.random(), draw.random()) if self.framing.random_crop else CENTRE
             flipped = draw.random() < self.framing.random_flip
-            shown.append(Shown(index, self.sizes[index], place, flipped, self._composition(index, draw)))
+            composition = self._composition(index, draw)
+            augmentation = draw_augmentation(draw, self.framing.random_affine, self.framing.color_jitter)
+            shown.append(Shown(index, self.sizes[index], place, flipped, composition, augmentation))
         return shown
 
     def _composition(self, index: int, draw: random.Random) -> Composition | None:
@@ -186,13 +198,16 @@ class Pictures:
         return (old_height, old_width, round(top * factor), round(hidden * factor), height, width)
 
     def _pixel_values(self, shown: Shown) -> Tensor:
+        flip = Image.Transpose.FLIP_LEFT_RIGHT
         if shown.composition is not None:
             drawings = [self._drawing(index, shown.size) for index in self._parts(shown)]
             if shown.flipped:
-                drawings[0] = drawings[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            return to_pixel_values(compose(drawings, shown.composition, shown.size))
-        pixel_values = to_pixel_values(self._scaled(shown))  # (1, 3, H, W)
-        return pixel_values.flip(3) if shown.flipped else pixel_values
+                drawings[0] = drawings[0].transpose(flip)
+            picture = compose(drawings, shown.composition, shown.size)
+        else:
+            picture = self._scaled(shown)
+            picture = picture.transpose(flip) if shown.flipped else picture
+        return to_pixel_values(augment(picture, shown.augmentation) if shown.augmentation else picture)
 
     @staticmethod
     def _parts(shown: Shown) -> list[int]:

@@ -62,6 +62,8 @@ RANGES = {  # of settings that are numbers: least, most
     "caption_dropout": (0, 1),
     "caption_filler": (0, 1),
     "random_flip": (0, 1),
+    "random_affine": (0, 0.5),
+    "color_jitter": (0, 1),
     "grounds": (0, 1),
     "pairs": (0, 1),
     "variations": (0, math.inf),

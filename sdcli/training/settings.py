@@ -34,6 +34,8 @@ class TrainSettings:
     buckets: bool = False  # keep about the aspect ratio of pictures
     random_crop: bool = False  # cut anywhere, not at the centre
     random_flip: float = 0.0  # share of pictures mirrored left to right
+    random_affine: float = 0.0  # how far pictures are turned (1: a right angle), moved and scaled by chance
+    color_jitter: float = 0.0  # how far their brightness, contrast and saturation change by chance
     grounds: float = 0.0  # share of drawings on transparent ground that are put on a colour, which the caption tells
     pairs: float = 0.0  # share of them that are put beside another one, which the caption tells
     variations: int = 0  # compositions that each drawing has, for good; 0 makes a new one whenever it is shown

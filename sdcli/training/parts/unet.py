@@ -93,9 +93,7 @@ class UnetPart(Part):
     @property
     def cached(self) -> bool:
         """Whether latents are computed once: there is a VAE, and pictures come again, always cut alike."""
-        framing = self.data.framing
-        comes_again = self.data.known and not framing.random_crop and (framing.variations or not framing.composes)
-        return self.pipeline.vae is not None and bool(comes_again)
+        return self.pipeline.vae is not None and self.data.known and self.data.framing.repeats
 
     def prepare(self) -> Iterator[tuple[int, int]]:
         """Encode every picture once in each way that it is shown, unless its latents are kept from before."""
