@@ -86,6 +86,7 @@ def test_a_file_that_would_decide_too_much_is_refused(config, message, asked, tm
         (FSDP, {"part": "clip"}, "FSDP, which does not split --part clip"),
         (FSDP, {"part": "all"}, "FSDP, which does not split --part all"),
         (FSDP, {"precision": "fp16"}, "fp16 does not go with FSDP"),
+        (FSDP, {"text_encoder_lr": 1e-5}, "FSDP, which does not split text encoders"),
         (DEEPSPEED, {"part": "lora"}, "DeepSpeed's ZeRO stage 2, which does not split --part lora"),
     ],
 )

@@ -23,7 +23,9 @@ from sdcli.checkpoints.folder import ON_CPU
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.evaluation.bound import BoundSettings, measure_likelihood
 from sdcli.evaluation.pictures import find_pictures
+from sdcli.pipeline import SdPipeline
 from sdcli.registry import find_model
+from sdcli.settings import DenoiseSettings
 from sdcli.training.events import Interrupted, Saved, Started, Stepped, Validated, Warned
 from sdcli.training.parts.vae import VaePart
 from sdcli.training.run_folder import RunFolder
@@ -403,6 +405,22 @@ def test_the_average_may_be_chosen_after_training(squares, tmp_path, model):
     trained = load_file(newest / "vae" / "diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"]
     torch.testing.assert_close(used["none"], trained, rtol=0, atol=0)
     assert not torch.equal(used["long"], used["short"]) and not torch.equal(used["short"], used["none"])
+
+
+@pytest.mark.parametrize("kept", [{}, {"num_inference_steps": 3, "guidance_scale": 1.5}])
+def test_sample_sheets_are_made_as_the_model_is_used(kept, squares, tiny_folder, tmp_path, monkeypatch):
+    """With its steps and guidance, or usual ones where it has none."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_defaults": kept}))
+    original, made = SdPipeline.denoise, []
+    monkeypatch.setattr(SdPipeline, "denoise", lambda self, *a, **k: made.append(a) or original(self, *a, **k))
+    changes = {"model": str(folder), "steps": 1, "sample_every": 1, "resolution": 16}
+    list(train(settings(squares, tmp_path / "run", **changes)))
+    how = next(each for each in made[0] if isinstance(each, DenoiseSettings))
+    expected = {"num_inference_steps": 20, "guidance_scale": 4.0} | kept
+    assert (how.num_inference_steps, how.guidance_scale) == tuple(expected.values())
 
 
 @pytest.mark.parametrize("channels", [3, 1])

@@ -19,6 +19,21 @@ from sdcli.training.stages import train
 
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
 IMAGE_ENCODER = {"image_encoder": "model.safetensors"}
+WORDLESS = """
+[unet]
+sample_size = 16
+in_channels = 3
+out_channels = 3
+block_out_channels = [8, 8]
+layers_per_block = 1
+down_block_types = ["DownBlock2D", "DownBlock2D"]
+up_block_types = ["UpBlock2D", "UpBlock2D"]
+norm_num_groups = 4
+attention_head_dim = 2
+
+[scheduler]
+_class_name = "DDIMScheduler"
+"""
 
 
 def settings(data: Path, output: Path, **changes) -> TrainSettings:
@@ -125,9 +140,21 @@ def test_gradient_checkpointing_reaches_the_unet_inside(squares, tiny_folder, tm
     list(train(run))
     word = dataclasses.replace(run, output=str(tmp_path / "word"), part="embedding", token="<it>", text_encoder_lr=None)
     list(train(word))
-    vae = dataclasses.replace(run, output=str(tmp_path / "vae"), part="vae", text_encoder_lr=None)
-    with pytest.raises(SdcliError, match="--gradient-checkpointing does not go with --part vae"):
-        list(train(vae))
+
+
+@pytest.mark.parametrize(("part", "says"), [("vae", "vae"), ("clip", "clip"), ("all", "vae")])
+def test_gradient_checkpointing_without_a_unet_is_refused_before_a_run_is_begun(part, says, squares, tmp_path):
+    """A rehearsal sees it too."""
+    changes = {"part": part, "config": "emoji", "text_encoder_lr": None, "gradient_checkpointing": True}
+    with pytest.raises(SdcliError, match=f"--gradient-checkpointing does not go with --part {says}"):
+        list(train(settings(squares, tmp_path / "run", **changes), dry_run=True))
+
+
+def test_a_model_without_text_encoders_has_none_to_train(squares, tmp_path):
+    """Of pixels, told nothing."""
+    (tmp_path / "pixels.toml").write_text(WORDLESS)
+    with pytest.raises(SdcliError, match="--text-encoder-lr: the model has no text encoder"):
+        list(train(settings(squares, tmp_path / "run", config=str(tmp_path / "pixels.toml"))))
 
 
 def test_of_all_parts_the_image_encoder_learns_once_more(squares, architecture, tmp_path):

@@ -235,13 +235,9 @@ class Trainer:
         for parameter in self.part.parameters():
             parameter.requires_grad_(True)
         if self.settings.gradient_checkpointing:
-            modules = self.part.network.modules()
-            able = [module for module in modules if getattr(module, "_supports_gradient_checkpointing", False)]
-            if not able:
-                message = f"--gradient-checkpointing does not go with --part {self.settings.part}"
-                raise SdcliError(message, hint="it is for what learns with a UNet; leave it out")
-            for network in able:
-                network.enable_gradient_checkpointing()
+            for network in self.part.network.modules():
+                if getattr(network, "_supports_gradient_checkpointing", False):
+                    network.enable_gradient_checkpointing()
         if self.settings.channels_last:
             self.part.network.to(memory_format=torch.channels_last)
 

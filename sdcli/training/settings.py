@@ -139,6 +139,9 @@ class TrainSettings:
             raise SdcliError("--caption-weight teaches the text tower, which --lock text leaves as it is", hint=hint)
         if self.text_encoder_lr and self.optimizer == "prodigy":
             raise SdcliError("prodigy finds one learning rate for all weights", hint="leave out --text-encoder-lr")
+        if self.gradient_checkpointing and self.part in ("vae", "clip"):
+            message = f"--gradient-checkpointing does not go with --part {self.part}"
+            raise SdcliError(message, hint="it is for what learns with a UNet; leave it out")
         if self.part == "vae" and self.loss == "perceptual":
             raise SdcliError("--loss perceptual goes with --part unet", hint="for a VAE, add it by --perceptual-weight")
 

@@ -29,7 +29,7 @@ from sdcli.training.parts.captions import (
 )
 from sdcli.training.settings import TrainSettings
 
-SAMPLED_WITH = DenoiseSettings(num_inference_steps=20, guidance_scale=4.0)
+SAMPLED_WITH = {"num_inference_steps": 20, "guidance_scale": 4.0}  # where the model that is trained does not say
 KEPT_BYTES = 2 * 2**30  # latents that stay in memory once computed
 LEVELS = 4  # timesteps at which a batch that is held out is looked at
 
@@ -185,7 +185,9 @@ class UnetPart(Part):
             noise, canvas = self.pipeline.prepare_canvas(pixel_values, masks, generators)
         else:
             noise = self.pipeline.prepare_latents(generators, height, width)
-        latents = self.pipeline.denoise(noise, *told, SAMPLED_WITH, generators, canvas=canvas)
+        own = {name: value for name, value in self.model.defaults.items() if name in SAMPLED_WITH}
+        how = DenoiseSettings(**SAMPLED_WITH | own)
+        latents = self.pipeline.denoise(noise, *told, how, generators, canvas=canvas)
         return sheet(self.pipeline.decode(latents), columns=4)
 
     def _classes(self, data: Pictures, shown: Sequence[Shown]) -> Tensor:
