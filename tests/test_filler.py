@@ -17,6 +17,19 @@ WORD_LISTS = [words for name, words in vars(filler).items() if name.isupper() an
 CAPTIONS = ["a cat", "an apple, flat emoji", "the red planet", "kitten", "clip art with dogs"]
 
 
+def test_what_ends_a_caption_is_of_many_kinds():
+    """Parts, of something else too, and where they are, places, receivers, doings, and what it has to do with."""
+    draw = random.Random(1)
+    said = "\n".join(add_filler(draw, "a cat") for _ in range(3000))
+    for kind in (
+        r"cat with an? (\w+ )?\w+ \w+ (on top|at the bottom)$", r"cat with (red |little )?eyes$",
+        r"cat (in|near|under) (a|the) barn$", r"cat for my \w+$", r"cat in motion$", r"cat holding an? (\w+ )?\w+$",
+        r"a (farm|school|family) cat\b",
+    ):  # fmt: skip
+        assert re.search(kind, said, re.MULTILINE), kind
+    assert not re.search(r" and | next to | (left|right) of | background", said)  # how compositions are told
+
+
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_a_caption_stays_whole_within_the_filler(caption):
     """Its words come in their order, a style last; what is new is of the lists, before or after the thing or both."""
@@ -42,6 +55,7 @@ def test_articles_fit_the_words_after_them():
     assert re.findall(r"\ba (?=[aeio])\w+", said) == []
     assert {found for found in re.findall(r"\ban (\w)", said)} <= set("aeiou")
     assert re.search(r"\ban (?:amazing|average|elegant|unusual)", said)
+    assert re.search(r"\ba (?:used|useful|usual)\b", said) and not re.search(r"\ban us", said)
 
 
 def test_a_share_of_captions_is_filled_and_the_rest_are_as_they_were():

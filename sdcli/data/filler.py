@@ -51,6 +51,18 @@ DOINGS = (
     "around, up close, waiting, which is ready, working, all over, at last, at rest, one of many, of its kind, of "
     "today, to look at"
 ).split(", ")
+THINGS = (  # what something else is with, made of, or busy with
+    "apple ball balloon banana basket bell bird boat book bottle bread brush bucket cake camera candle car cat chair "
+    "cheese cherry clock cloud coin cookie crown cup dog drum egg fan feather fish flag flower fork glass glove guitar "
+    "hammer heart horse key kite knife ladder lamp leaf lemon letter lock map medal melon moon mouse mushroom nail "
+    "needle onion paper pen phone pipe plane plate rabbit ribbon ring rocket rose saw ship sign snake spoon star stone "
+    "sword tent ticket tie tomato towel trumpet umbrella vase violin watch whistle"
+).split()
+SPOTS = (  # where on a thing its part is
+    "on top, at the bottom, in the middle, at the front, at the back, on it, on both sides, all around, inside, "
+    "underneath"
+).split(", ")
+BUSY_WITH = "with for with for carrying guarding holding selling showing watching".split()
 FRAMES = (
     "this is {}, here is {}, i want {}, i would like {}, draw {}, draw me {}, make {}, show me {}, please draw "
     "{}, a picture of {}, a drawing of {}, an image of {}, a photo of {}, an icon of {}, an emoji of {}, a sketch "
@@ -58,6 +70,7 @@ FRAMES = (
     "only {}, simply {}"
 ).split(", ")
 ARTICLES = ("a", "an", "the")
+YOU = ("us", "uni", "eu")  # beginnings that sound like this word
 
 
 def add_filler(draw: random.Random, caption: str) -> str:
@@ -70,7 +83,7 @@ def add_filler(draw: random.Random, caption: str) -> str:
     thing, comma, style = caption.partition(",")
     kinds = draw.choice((("adjective",), ("ending",), ("adjective", "ending"), ("frame",), ("frame", "ending")))
     if "adjective" in kinds:
-        thing = with_adjective(thing, draw.choice(ADJECTIVES))
+        thing = with_adjective(thing, draw.choice(draw.choice((ADJECTIVES, ADJECTIVES, PLACES, RECEIVERS))))
     if "ending" in kinds:
         thing = f"{thing} {draw_ending(draw)}"
     if "frame" in kinds:
@@ -87,15 +100,20 @@ def with_adjective(thing: str, adjective: str) -> str:
 
 
 def draw_ending(draw: random.Random) -> str:
-    """What comes after a thing: a part of it, a place, whom it is for, or what it does."""
-    part = f"{draw.choice(draw.choice((COLOURS, LOOKS, ('',))))} {draw.choice(PARTS)}".strip()
-    with_part = f"with {part}" if part.endswith("s") else f"with {article(part)} {part}"
+    """What comes after a thing: a part of it, a place, whom it is for, what it does, or what it has to do with."""
+    look, part, other = draw.choice(draw.choice((COLOURS, LOOKS, ("",)))), draw.choice(PARTS), draw.choice(THINGS)
+    named = " ".join(filter(None, (look, draw.choice(("", "", other)), part)))
+    spot = draw.choice(("", "", f" {draw.choice(SPOTS)}"))
+    with_part = f"with {named}{spot}" if part.endswith("s") else f"with {article(named)} {named}{spot}"
     before, known, place = draw.choice(BEFORE_PLACES), draw.choice((False, True)), draw.choice(PLACES)
     at_place = f"{before} {'the' if known else article(place)} {place}"
-    receiver = f"for {draw.choice(('a', 'the', 'my', 'your'))} {draw.choice(RECEIVERS)}"
-    return draw.choice((with_part, with_part, at_place, at_place, receiver, draw.choice(DOINGS)))
+    receiver = draw.choice(RECEIVERS)
+    for_someone = f"for {draw.choice((article(receiver), 'the', 'my', 'your'))} {receiver}"
+    seen = " ".join(filter(None, (look, other)))
+    busy = f"{draw.choice(BUSY_WITH)} {article(seen)} {seen}"
+    return draw.choice((with_part, with_part, at_place, at_place, for_someone, draw.choice(DOINGS), busy))
 
 
 def article(word: str) -> str:
     """The indefinite article of a word."""
-    return "an" if word[0] in "aeiou" else "a"
+    return "an" if word[0] in "aeiou" and not word.startswith(YOU) else "a"
