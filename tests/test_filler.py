@@ -22,7 +22,7 @@ def test_what_ends_a_caption_is_of_many_kinds():
     draw = random.Random(1)
     said = "\n".join(add_filler(draw, "a cat") for _ in range(3000))
     for kind in (
-        r"cat with an? (\w+ )?\w+ \w+ (on top|at the bottom)$", r"cat with (red |little )?eyes$",
+        r"cat with an? (apple|moon|rabbit) \w+( on top| inside)?$", r"cat with (red |little )?eyes$",
         r"cat (in|near|under) (a|the) barn$", r"cat for my \w+$", r"cat in motion$", r"cat holding an? (\w+ )?\w+$",
         r"a (farm|school|family) cat\b",
     ):  # fmt: skip

@@ -407,9 +407,12 @@ def test_the_average_may_be_chosen_after_training(squares, tmp_path, model):
     assert not torch.equal(used["long"], used["short"]) and not torch.equal(used["short"], used["none"])
 
 
-@pytest.mark.parametrize("kept", [{}, {"num_inference_steps": 3, "guidance_scale": 1.5}])
-def test_sample_sheets_are_made_as_the_model_is_used(kept, squares, tiny_folder, tmp_path, monkeypatch):
-    """With its steps and guidance, or usual ones where it has none."""
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [({}, (30, 7.5)), ({"num_inference_steps": 3, "guidance_scale": 1.5}, (3, 1.5)), ({"guidance_scale": 5}, (30, 5))],
+)
+def test_sample_sheets_are_made_as_the_model_is_used(kept, expected, squares, tiny_folder, tmp_path, monkeypatch):
+    """With its own steps and guidance, or those of every model that does not say."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     index = folder / "model_index.json"
@@ -419,8 +422,7 @@ def test_sample_sheets_are_made_as_the_model_is_used(kept, squares, tiny_folder,
     changes = {"model": str(folder), "steps": 1, "sample_every": 1, "resolution": 16}
     list(train(settings(squares, tmp_path / "run", **changes)))
     how = next(each for each in made[0] if isinstance(each, DenoiseSettings))
-    expected = {"num_inference_steps": 20, "guidance_scale": 4.0} | kept
-    assert (how.num_inference_steps, how.guidance_scale) == tuple(expected.values())
+    assert (how.num_inference_steps, how.guidance_scale) == expected
 
 
 @pytest.mark.parametrize("channels", [3, 1])

@@ -10,12 +10,13 @@ from families import write_folder
 from first_batch import part_of
 from safetensors.torch import load_file
 
+from sdcli.components.unet import UNet
 from sdcli.errors import SdcliError
 from sdcli.training.events import Interrupted, Warned
 from sdcli.training.parts.unet import UnetPart
 from sdcli.training.run_folder import load_state
-from sdcli.training.settings import TrainSettings
-from sdcli.training.stages import train
+from sdcli.training.settings import TrainSettings, from_table, resumed
+from sdcli.training.stages import stages_of, train
 
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
 IMAGE_ENCODER = {"image_encoder": "model.safetensors"}
@@ -127,7 +128,7 @@ def test_a_slip_takes_text_encoders_back_too(squares, tiny_folder, tmp_path, mon
     [
         ({"part": "vae"}, "--text-encoder-lr goes with --part unet only"),
         ({"optimizer": "prodigy"}, "prodigy"),
-        ({"text_encoder_lr": 0.0}, "--text-encoder-lr must be a positive number"),
+        ({"text_encoder_lr": -1e-5}, "--text-encoder-lr must be a positive number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, says, tmp_path):
@@ -135,19 +136,26 @@ def test_what_makes_no_sense_is_refused(changes, says, tmp_path):
         settings(tmp_path, tmp_path, model="emoji", **changes)
 
 
-def test_gradient_checkpointing_reaches_the_unet_inside(squares, tiny_folder, tmp_path):
+def test_gradient_checkpointing_reaches_the_unet_inside(squares, tiny_folder, tmp_path, monkeypatch):
+    """Beside text encoders that learn, and under a word that does."""
+    asked = []
+    monkeypatch.setattr(UNet, "enable_gradient_checkpointing", lambda self: asked.append(self))
     run = settings(squares, tmp_path / "run", model=str(tiny_folder), gradient_checkpointing=True, steps=1)
     list(train(run))
+    assert len(asked) == 1
     word = dataclasses.replace(run, output=str(tmp_path / "word"), part="embedding", token="<it>", text_encoder_lr=None)
     list(train(word))
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(("part", "says"), [("vae", "vae"), ("clip", "clip"), ("all", "vae")])
-def test_gradient_checkpointing_without_a_unet_is_refused_before_a_run_is_begun(part, says, squares, tmp_path):
-    """A rehearsal sees it too."""
-    changes = {"part": part, "config": "emoji", "text_encoder_lr": None, "gradient_checkpointing": True}
+def test_gradient_checkpointing_without_a_unet_is_refused_before_a_run_is_begun(
+    part, says, squares, architecture, tmp_path
+):
+    changes = {"part": part, "config": str(architecture), "text_encoder_lr": None, "gradient_checkpointing": True}
     with pytest.raises(SdcliError, match=f"--gradient-checkpointing does not go with --part {says}"):
-        list(train(settings(squares, tmp_path / "run", **changes), dry_run=True))
+        list(train(settings(squares, tmp_path / "run", **changes)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_without_text_encoders_has_none_to_train(squares, tmp_path):
@@ -178,3 +186,47 @@ def test_an_image_encoder_has_nothing_new_to_learn_from_text_encoders_that_stay(
     changes = {"part": "all", "config": str(architecture), "stages": {"image_encoder": {}}, "text_encoder_lr": None}
     with pytest.raises(SdcliError, match=r"\[train.image_encoder\] is for text encoders that learn with the UNet"):
         list(train(settings(squares, tmp_path / "run", **changes)))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["lock", "caption_weight", "model", "config"])
+def test_what_the_last_stage_is_cannot_be_set(name, squares, architecture, tmp_path):
+    with pytest.raises(SdcliError, match=rf"\[train.image_encoder\] .*{name}"):
+        settings(squares, tmp_path, config=str(architecture), part="all", stages={"image_encoder": {name: 1.0}})
+
+
+def test_a_rate_that_is_given_wins_over_the_file(squares, architecture, tmp_path):
+    """Of all parts, the UNet's alone; 0 leaves text encoders as they are."""
+    table = {"unet": {"text_encoder_lr": 1e-3}}
+    given = {"data": str(squares), "output": str(tmp_path / "run"), "config": str(architecture)}
+    for part, asked, rates in (
+        ("all", 5e-4, [None, None, 5e-4, None]),
+        ("all", 0.0, [None, None, None]),
+        ("unet", 0.0, [None]),
+        ("unet", 5e-4, [5e-4]),
+    ):
+        run = TrainSettings(**from_table(table, {**given, "part": part, "text_encoder_lr": asked}))
+        assert [stage.text_encoder_lr for stage in (stages_of(run) if part == "all" else [run])] == rates
+
+
+def test_a_longer_run_of_all_parts_is_the_unets_and_the_image_encoder_follows(squares, architecture, tmp_path):
+    """It learns anew, as long as before, even where the run is stopped in between."""
+    stages = {"unet": {"text_encoder_lr": 1e-3, "steps": 2}, "image_encoder": {"steps": 1}}
+    changes = {"part": "all", "config": str(architecture), "stages": stages, "text_encoder_lr": None, "steps": 1}
+    run, before = settings(squares, tmp_path / "run", **changes, checkpoint_every=1), {}
+    list(train(run))
+    for name in ("clip", "unet", "image_encoder"):
+        before[name] = weights_of(tmp_path / "run" / name / "model", "text_encoder")
+    longer = resumed(run, {"steps": 6})
+    unet = tmp_path / "run" / "unet" / "checkpoints" / "step-000003"
+    assert isinstance([*train(longer, resume=True, stop=unet.exists)][-1], Interrupted)
+    assert not (tmp_path / "run" / "image_encoder").exists()
+    list(train(longer, resume=True))
+    lines = {
+        name: len((tmp_path / "run" / name / "metrics.jsonl").read_text().splitlines())
+        for name in ("vae", "clip", "unet", "image_encoder")
+    }
+    assert lines == {"vae": 1, "clip": 1, "unet": 6, "image_encoder": 1}
+    after = weights_of(tmp_path / "run" / "model", "text_encoder")
+    assert same(after, weights_of(tmp_path / "run" / "unet" / "model", "text_encoder"))
+    assert not same(after, before["image_encoder"])

@@ -61,7 +61,7 @@ def train(
     learning_rate: Annotated[float | None, option("learning_rate", "Learning rate, at its peak.")] = None,
     text_encoder_lr: Annotated[
         float | None,
-        option("text_encoder_lr", "Train the text encoders with the UNet, at this rate (default: they stay)."),
+        option("text_encoder_lr", "Train the text encoders with the UNet, at this rate; 0, the default, leaves them."),
     ] = None,
     lr_schedule: Annotated[str | None, option("lr_schedule", f"How it falls: {', '.join(LR_SCHEDULES)}.")] = None,
     warmup: Annotated[int | None, option("warmup", "Updates until the peak.")] = None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdcli.images import Image
 
-WHOLE_TURN = 90  # degrees that an amount of 1 turns by at most, to either side
+RIGHT_ANGLE = 90  # degrees
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,15 @@ class Augmentation:
 
     Args:
         angle: in degrees, counterclockwise.
-        shift: to the right and down, as shares of the sides.
+        translate: to the right and down, as shares of the sides.
         scale: of what is seen; below 1 there is ground around it.
         brightness: what every colour is multiplied by.
         contrast: what its distance from the picture's mean grey is multiplied by.
-        saturation: what its distance from its own grey is multiplied by. Hues stay, as captions tell them.
+        saturation: what its distance from its own grey is multiplied by. Hues stay; white, grey and black do not.
     """
 
     angle: float = 0.0
-    shift: tuple[float, float] = (0.0, 0.0)
+    translate: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
     brightness: float = 1.0
     contrast: float = 1.0
@@ -42,30 +42,44 @@ def draw_augmentation(draw: random.Random, affine: float, jitter: float) -> Augm
         return None
     angle, right, down, scale = (draw.uniform(-affine, affine) for _ in range(4))
     colours = [1 + draw.uniform(-jitter, jitter) for _ in range(3)]
-    return Augmentation(WHOLE_TURN * angle, (right, down), 1 + scale, *colours)
+    return Augmentation(RIGHT_ANGLE * angle, (right, down), 1 + scale, *colours)
 
 
-def augment(image: Image.Image, augmentation: Augmentation) -> Image.Image:
-    """A picture (RGB) turned about its centre, scaled, moved and recoloured; what was outside has its corners' colour.
+def move(image: Image.Image, augmentation: Augmentation) -> Image.Image:
+    """A picture (RGB) turned about its centre, scaled and moved; what was outside has its corners' colour.
 
-    Reference: torchvision's RandomAffine, and its ColorJitter in this order.
+    Reference: torchvision's RandomAffine.
     """
+    if augmentation.angle == 0 and augmentation.translate == (0, 0) and augmentation.scale == 1:
+        return image
     width, height = image.size
     angle = math.radians(augmentation.angle)
     along, across = math.cos(angle) / augmentation.scale, math.sin(angle) / augmentation.scale
     # Where the centre of the source comes to lie, and from there back to the source.
-    centre = width * (0.5 + augmentation.shift[0]), height * (0.5 + augmentation.shift[1])
+    centre = width * (0.5 + augmentation.translate[0]), height * (0.5 + augmentation.translate[1])
     matrix = (
         *(along, -across, width / 2 - along * centre[0] + across * centre[1]),
         *(across, along, height / 2 - across * centre[0] - along * centre[1]),
     )
-    if augmentation.angle or augmentation.scale != 1 or any(augmentation.shift):
-        ground = corner_colour(image)
-        image = image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=ground)
+    ground = corner_colour(image)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=ground)
+
+
+def recolour(image: Image.Image, augmentation: Augmentation) -> Image.Image:
+    """A picture (RGB, or RGBA, whose transparency stays) with other brightness, then contrast, then saturation.
+
+    Reference: torchvision's ColorJitter, whose order is by chance.
+    """
+    if augmentation.brightness == augmentation.contrast == augmentation.saturation == 1:
+        return image
+    alpha, image = image.getchannel("A") if image.mode == "RGBA" else None, image.convert("RGB")
     image = Image.blend(Image.new("RGB", image.size), image, augmentation.brightness)
     mean = image.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     image = Image.blend(Image.new("RGB", image.size, (mean, mean, mean)), image, augmentation.contrast)
-    return Image.blend(image.convert("L").convert("RGB"), image, augmentation.saturation)
+    image = Image.blend(image.convert("L").convert("RGB"), image, augmentation.saturation)
+    if alpha is not None:
+        image.putalpha(alpha)
+    return image
 
 
 def corner_colour(image: Image.Image) -> tuple[int, int, int]:

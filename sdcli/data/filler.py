@@ -1,4 +1,4 @@
-"""Words that change nothing in a picture, put into its caption, so that a model learns to look past them.
+"""Words that change next to nothing in a picture, put into its caption, so that a model learns to look past them.
 
 People type "a big cat with a long tail" where every caption says "a cat". A model that has read captions alone takes
 the words that it has never seen for part of what is asked for.
@@ -37,8 +37,8 @@ PLACES = (
 ).split()
 BEFORE_PLACES = "above at behind beside by from in inside near on outside over under".split()
 RECEIVERS = (  # whom or what a thing is for
-    "baby boy brother child children class collector couple dad dancer dog doctor driver family farmer friend "
-    "friends gardener girl grandpa guest guests horse king lady man mom mother neighbour people player prince "
+    "baby boy brother child class collector couple dad dancer dog doctor driver family farmer friend "
+    "gardener girl grandpa guest horse king lady man mom mother neighbour player prince "
     "pupil sailor singer sister soldier student teacher team tourist traveller winner woman worker birthday "
     "breakfast christmas dinner exam game holiday lesson lunch meal party picnic race show test trip vacation "
     "walk wedding weekend"
@@ -62,7 +62,7 @@ SPOTS = (  # where on a thing its part is
     "on top, at the bottom, in the middle, at the front, at the back, on it, on both sides, all around, inside, "
     "underneath"
 ).split(", ")
-BUSY_WITH = "with for with for carrying guarding holding selling showing watching".split()
+BUSY_WITH = "with with for for carrying guarding holding selling showing watching".split()  # the first ones more often
 FRAMES = (
     "this is {}, here is {}, i want {}, i would like {}, draw {}, draw me {}, make {}, show me {}, please draw "
     "{}, a picture of {}, a drawing of {}, an image of {}, a photo of {}, an icon of {}, an emoji of {}, a sketch "
@@ -70,7 +70,7 @@ FRAMES = (
     "only {}, simply {}"
 ).split(", ")
 ARTICLES = ("a", "an", "the")
-YOU = ("us", "uni", "eu")  # beginnings that sound like this word
+SAID_YOU = "us"  # the beginning of "useful", which is said like a consonant
 
 
 def add_filler(draw: random.Random, caption: str) -> str:
@@ -116,4 +116,4 @@ def draw_ending(draw: random.Random) -> str:
 
 def article(word: str) -> str:
     """The indefinite article of a word."""
-    return "an" if word[0] in "aeiou" and not word.startswith(YOU) else "a"
+    return "an" if word[0] in "aeiou" and not word.startswith(SAID_YOU) else "a"

@@ -1,4 +1,4 @@
-"""From examples to the batches of a run: sizes, crops, flips, captions, all following from the seed and the batch."""
+"""From examples to batches: sizes, crops, flips, alterations, captions, all following from the seed and the batch."""
 
 import functools
 import random
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdcli.data.augment import Augmentation, augment, draw_augmentation
+from sdcli.data.augment import Augmentation, draw_augmentation, move, recolour
 from sdcli.data.compose import Composition, compose, composed_caption, draw_composition, simple_caption
 from sdcli.data.folder import Example, Problem
 from sdcli.data.order import Order, Size, bucket_sizes, nearest_size
@@ -42,10 +42,11 @@ class Framing:
         return self.grounds > 0 or self.pairs > 0
 
     @property
-    def repeats(self) -> bool:
-        """Whether chance leaves a picture few enough ways to be shown, so that each comes again."""
-        always_new = self.random_crop or self.random_affine or self.color_jitter
-        return not always_new and (self.variations > 0 or not self.composes)
+    def comes_again(self) -> bool:
+        """Whether chance leaves a picture so few ways to be shown that each of them comes again."""
+        if self.random_crop or self.random_affine or self.color_jitter:
+            return False
+        return self.variations > 0 or not self.composes
 
     @functools.cached_property
     def sizes(self) -> list[Size]:
@@ -74,7 +75,7 @@ class Pictures:
 
     Args:
         pictures: all that there is to learn from.
-        framing: sizes, crops and flips.
+        framing: sizes, crops, flips and alterations.
         batch_size: pictures in a batch.
         seed: of the order, and of everything drawn for a batch.
     """
@@ -100,13 +101,13 @@ class Pictures:
 
     def batch(self, number: int) -> list[Shown]:
         """The pictures of a batch, all of one size."""
-        draw = random.Random(f"framing {self.seed} {number}")
+        draw, altering = (random.Random(f"{name} {self.seed} {number}") for name in ("framing", "augmentation"))
         shown = []
         for index in self.order.batch(number):
             place = (draw.random(), draw.random()) if self.framing.random_crop else CENTRE
             flipped = draw.random() < self.framing.random_flip
             composition = self._composition(index, draw)
-            augmentation = draw_augmentation(draw, self.framing.random_affine, self.framing.color_jitter)
+            augmentation = draw_augmentation(altering, self.framing.random_affine, self.framing.color_jitter)
             shown.append(Shown(index, self.sizes[index], place, flipped, composition, augmentation))
         return shown
 
@@ -186,6 +187,8 @@ class Pictures:
     def sizes_told(self, shown: Shown) -> tuple[int, ...]:
         """What SDXL is told of a picture: rows and columns that it had, those cut off above and left, those it has.
 
+        Of what an augmentation moves out of sight it is told nothing.
+
         Reference: Podell et al. 2023 (arXiv:2307.01952), section 2.2.
         """
         width, height = shown.size
@@ -198,16 +201,18 @@ class Pictures:
         return (old_height, old_width, round(top * factor), round(hidden * factor), height, width)
 
     def _pixel_values(self, shown: Shown) -> Tensor:
-        flip = Image.Transpose.FLIP_LEFT_RIGHT
+        flip, altered = Image.Transpose.FLIP_LEFT_RIGHT, shown.augmentation or Augmentation()
         if shown.composition is not None:
             drawings = [self._drawing(index, shown.size) for index in self._parts(shown)]
             if shown.flipped:
                 drawings[0] = drawings[0].transpose(flip)
+            # Only the drawings change colour: that of the ground is what the caption tells.
+            drawings = [recolour(drawing, altered) for drawing in drawings]
             picture = compose(drawings, shown.composition, shown.size)
         else:
             picture = self._scaled(shown)
-            picture = picture.transpose(flip) if shown.flipped else picture
-        return to_pixel_values(augment(picture, shown.augmentation) if shown.augmentation else picture)
+            picture = recolour(picture.transpose(flip) if shown.flipped else picture, altered)
+        return to_pixel_values(move(picture, altered))
 
     @staticmethod
     def _parts(shown: Shown) -> list[int]:

@@ -10,6 +10,7 @@ from sdcli.settings import check_choice, check_range, check_size, check_text
 from sdcli.training.choices import (
     ADAPTERS,
     CHOICES,
+    FIXED,
     MAY_CHANGE_ON_RESUME,
     OF_ONE_PART,
     POSITIVE,
@@ -67,7 +68,7 @@ class TrainSettings:
     batch_size: int = 16  # pictures per pass through the network, over all processes
     accumulate: int = 1  # passes per update
     learning_rate: float = 1e-4  # at its peak
-    text_encoder_lr: float | None = None  # of the text encoders, at its peak; None leaves them as they are
+    text_encoder_lr: float | None = None  # of the text encoders, at its peak; None or 0 leaves them as they are
     lr_schedule: str = "cosine"
     warmup: int = 100  # updates until the peak
     optimizer: str = "adamw"
@@ -95,6 +96,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("where", "sample_prompts", "targets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "text_encoder_lr", self.text_encoder_lr or None)
         for name, known in CHOICES.items():
             check_choice(f"--{flag(name)}", getattr(self, name), known)
         for name, (least, most) in RANGES.items():
@@ -123,7 +125,7 @@ class TrainSettings:
         if self.part == "embedding" and (self.token is None or not self.token.strip() or " " in self.token):
             raise SdcliError("--part embedding needs a word", hint="such as --token '<my-cat>', without blanks")
         for name, part in OF_ONE_PART.items():
-            if getattr(self, name) and self.part != part:
+            if getattr(self, name) and self.part != part and not (self.part == "all" and part in STAGES.values()):
                 raise SdcliError(f"--{flag(name)} goes with --part {part} only", hint="leave it out")
         if self.grounds + self.pairs > 1:
             raise SdcliError(
@@ -138,10 +140,12 @@ class TrainSettings:
             hint = "leave out one of them"
             raise SdcliError("--caption-weight teaches the text tower, which --lock text leaves as it is", hint=hint)
         if self.text_encoder_lr and self.optimizer == "prodigy":
-            raise SdcliError("prodigy finds one learning rate for all weights", hint="leave out --text-encoder-lr")
+            hint = "leave out --text-encoder-lr; 0 where a file sets it"
+            raise SdcliError("prodigy finds one learning rate for all weights", hint=hint)
         if self.gradient_checkpointing and self.part in ("vae", "clip"):
             message = f"--gradient-checkpointing does not go with --part {self.part}"
-            raise SdcliError(message, hint="it is for what learns with a UNet; leave it out")
+            hint = "it is for what learns with a UNet; leave it out, or with --part all set it in [train.unet]"
+            raise SdcliError(message, hint=hint)
         if self.part == "vae" and self.loss == "perceptual":
             raise SdcliError("--loss perceptual goes with --part unet", hint="for a VAE, add it by --perceptual-weight")
 
@@ -151,14 +155,26 @@ class TrainSettings:
             raise SdcliError("settings for single parts go with --part all only", hint="leave out [train.vae] and such")
         for name, changes in self.stages.items():
             check_choice("[train]", name, tuple(STAGES))
-            known = {each.name for each in dataclasses.fields(self)} - {"data", "output", "part", "stages"}
+            known = {each.name for each in dataclasses.fields(self)} - {
+                "data",
+                "output",
+                "part",
+                "stages",
+                "model",
+                "config",
+            }
             for setting in changes:
-                check_choice(f"[train.{name}]", setting, tuple(sorted(known)))
+                check_choice(f"[train.{name}]", setting, tuple(sorted(known - FIXED.get(name, set()))))
             self.stage(name)
 
     def stage(self, name: str) -> "TrainSettings":
         """The settings of one stage of --part all, but for the model that it starts from."""
-        common = {name: value for name, value in dataclasses.asdict(self).items() if name != "stages"}
+        of_others = {setting for setting, part in OF_ONE_PART.items() if part != STAGES[name]}
+        common = {
+            setting: value
+            for setting, value in dataclasses.asdict(self).items()
+            if setting != "stages" and setting not in of_others
+        }
         chosen = {**common, "part": STAGES[name], **self.stages.get(name, {})}
         if name == "image_encoder":
             chosen |= {"model": self.output, "config": None, "lock": "text", "caption_weight": 0.0}
@@ -166,7 +182,7 @@ class TrainSettings:
 
 
 def from_table(table: dict[str, object], given: dict[str, object]) -> dict[str, object]:
-    """The settings that a file has in its table [train], and in the tables of single parts there, and those given.
+    """The settings that a file has in its table [train], and in the tables of single stages there, and those given.
 
     What is given wins over everything, and what a file says of a part over what it says of all.
 
@@ -214,5 +230,6 @@ def resumed(saved: TrainSettings, asked: dict[str, object]) -> TrainSettings:
                 hint=f"leave it out, or start a new run; {', '.join(map(flag, MAY_CHANGE_ON_RESUME))} may change",
             )
     changes = {name: asked[name] for name in asked if name in MAY_CHANGE_ON_RESUME}
-    stages = {part: without(each, changes) for part, each in saved.stages.items()}
+    # The image encoder learns once more, as long as before, from text encoders that learn longer.
+    stages = {name: each if name == "image_encoder" else without(each, changes) for name, each in saved.stages.items()}
     return dataclasses.replace(saved, **{"allow_data_change": False, "stages": stages, **changes})

@@ -59,7 +59,7 @@ def asked_split(settings: TrainSettings) -> SplitPlan | None:
         hint = f"--part {' and '.join(SPLIT)} are split; launch this one by accelerate launch --multi_gpu, or torchrun"
         raise SdcliError(f"accelerate is configured for {name}, which does not split --part {settings.part}", hint=hint)
     if settings.text_encoder_lr is not None:
-        hint = "leave out --text-encoder-lr, or launch by accelerate launch --multi_gpu, or torchrun"
+        hint = "leave out --text-encoder-lr (0 where a file sets it), or launch by torchrun"
         raise SdcliError(f"accelerate is configured for {name}, which does not split text encoders", hint=hint)
     if settings.precision == "fp16":
         hint = f"take --precision bf16 or fp32, or launch without {name}"

@@ -25,7 +25,7 @@ def train(
     if settings.part != "all":
         yield from loop.train(settings, resume, stop, dry_run)
         return
-    folder = RunFolder(Path(settings.output))
+    folder, stages = RunFolder(Path(settings.output)), stages_of(settings)
     process = join_processes(settings)
     check_classes(settings)
     asked_split(settings)
@@ -36,16 +36,17 @@ def train(
         folder.create()
         folder.write_settings(settings)
     before = settings.model
-    stages = stages_of(settings)
-    for stage, following in zip(stages, [*stages[1:], None], strict=True):
+    for number, stage in enumerate(stages, start=1):
         process.wait_for_everyone()
-        run = RunFolder(Path(stage.output))
+        run, later = RunFolder(Path(stage.output)), [RunFolder(Path(each.output)) for each in stages[number:]]
         begun = resume and run.has_checkpoint()
-        # What a later part has been trained on stays as it is.
-        settled = begun and following is not None and RunFolder(Path(following.output)).has_checkpoint()
+        # What a later part has been trained on stays as it is; but an image encoder can learn anew from text encoders.
+        settled = begun and any(each.has_checkpoint() for each in later if each.path.name != "image_encoder")
         if not settled and not (begun and finished_steps(run) >= stage.steps):
-            if process.is_main_process and run.path.exists() and not begun:
-                shutil.rmtree(run.path)  # killed before its first checkpoint
+            if process.is_main_process and not dry_run:
+                # What was killed before its first checkpoint, or is made from what learns on now.
+                for each in [*([] if begun else [run]), *later]:
+                    shutil.rmtree(each.path, ignore_errors=True)
             process.wait_for_everyone()
             for event in loop.train(dataclasses.replace(stage, model=before), begun, stop, dry_run):
                 yield event

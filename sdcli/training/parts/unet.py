@@ -14,7 +14,7 @@ from sdcli.data.store import Store
 from sdcli.errors import SdcliError
 from sdcli.pipeline import SdPipeline
 from sdcli.prompts import AESTHETIC_SCORES, takes_score
-from sdcli.settings import DenoiseSettings
+from sdcli.settings import DenoiseSettings, GenerationDefaults
 from sdcli.training.assembly import Model
 from sdcli.training.masks import draw_masks
 from sdcli.training.objectives import by_timestep, denoising_loss, min_snr_weights, perceptual_error
@@ -29,7 +29,7 @@ from sdcli.training.parts.captions import (
 )
 from sdcli.training.settings import TrainSettings
 
-SAMPLED_WITH = {"num_inference_steps": 20, "guidance_scale": 4.0}  # where the model that is trained does not say
+OF_NEW = GenerationDefaults(num_inference_steps=20, guidance_scale=4.0)  # what samples of a new model are made with
 KEPT_BYTES = 2 * 2**30  # latents that stay in memory once computed
 LEVELS = 4  # timesteps at which a batch that is held out is looked at
 
@@ -93,7 +93,7 @@ class UnetPart(Part):
     @property
     def cached(self) -> bool:
         """Whether latents are computed once: there is a VAE, and pictures come again, always cut alike."""
-        return self.pipeline.vae is not None and self.data.known and self.data.framing.repeats
+        return self.pipeline.vae is not None and self.data.known and self.data.framing.comes_again
 
     def prepare(self) -> Iterator[tuple[int, int]]:
         """Encode every picture once in each way that it is shown, unless its latents are kept from before."""
@@ -185,8 +185,8 @@ class UnetPart(Part):
             noise, canvas = self.pipeline.prepare_canvas(pixel_values, masks, generators)
         else:
             noise = self.pipeline.prepare_latents(generators, height, width)
-        own = {name: value for name, value in self.model.defaults.items() if name in SAMPLED_WITH}
-        how = DenoiseSettings(**SAMPLED_WITH | own)
+        used = OF_NEW if self.settings.config is not None else GenerationDefaults(**self.model.defaults)
+        how = DenoiseSettings(num_inference_steps=used.num_inference_steps, guidance_scale=used.guidance_scale)
         latents = self.pipeline.denoise(noise, *told, how, generators, canvas=canvas)
         return sheet(self.pipeline.decode(latents), columns=4)
 
