@@ -27,6 +27,8 @@ PARTS = (  # what a thing has, whether it shows or not
     "shell shoes sides skin sleeves smile spikes sticker straps string sugar surface tail teeth thorns tip trunk "
     "wheels whiskers window windows wings wood"
 ).split()
+UNCOUNTED = "feet fur hair icing juice teeth wood".split()
+SEVERAL = [part for part in PARTS if part.endswith("s") or part in UNCOUNTED]  # parts without an article
 PLACES = (
     "air autumn bag band bar barn basket beach bed bedroom bowl box bush cafe camp car cave class classroom "
     "corner country dark desert distance evening factory farm fence field fire forest garage garden gym hall "
@@ -104,8 +106,10 @@ def draw_ending(draw: random.Random) -> str:
     look, part, other = draw.choice(draw.choice((COLOURS, LOOKS, ("",)))), draw.choice(PARTS), draw.choice(THINGS)
     named = " ".join(filter(None, (look, draw.choice(("", "", other)), part)))
     spot = draw.choice(("", "", f" {draw.choice(SPOTS)}"))
-    with_part = f"with {named}{spot}" if part.endswith("s") else f"with {article(named)} {named}{spot}"
-    before, known, place = draw.choice(BEFORE_PLACES), draw.choice((False, True)), draw.choice(PLACES)
+    more = draw.choice(("", "", f" and {draw.choice((*COLOURS, *LOOKS))} {draw.choice(SEVERAL)}"))
+    with_part = f"with {named if part in SEVERAL else f'{article(named)} {named}'}{spot or more}"
+    before, known = draw.choice(BEFORE_PLACES), draw.choice((False, True))
+    place = " ".join(filter(None, (draw.choice(("", "", look)), draw.choice(PLACES))))
     at_place = f"{before} {'the' if known else article(place)} {place}"
     receiver = draw.choice(RECEIVERS)
     for_someone = f"for {draw.choice((article(receiver), 'the', 'my', 'your'))} {receiver}"
