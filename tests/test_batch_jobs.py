@@ -295,6 +295,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_process_of_little_memory_ends_with_3(tmp_path, tiny_folder):
     """By one error, with what is done kept."""
     jobs = tmp_path / "jobs.jsonl"
@@ -371,6 +372,7 @@ def without_manifest(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in content_of(folder).items() if name != "manifest.jsonl"}
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder_and_no_picture(tmp_path, command):
     """Neither makes what the other makes, both end when all is there, and no seed has to be told."""
     both = [command("out/"), command("out/")]

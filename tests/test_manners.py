@@ -165,6 +165,7 @@ def test_mistakes_and_wrong_usage_are_told_at_once():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sdcli {sdcli.__version__}\n", "")
 
 
+@pytest.mark.slow
 def test_what_is_no_number_is_no_picture(tiny_folder, tmp_path):
     """4 where it is the end; 5 where the rest is made, and the list of failures is a job file."""
     broken = broken_model(tiny_folder)
