@@ -60,10 +60,12 @@ def train(
 
 
 def stages_of(settings: TrainSettings) -> list[TrainSettings]:
-    """The settings of each stage in turn; one whose section the architecture leaves out is left out.
+    """The settings of each stage in turn.
+
+    One whose section the architecture leaves out is left out, and the last one where text encoders do not learn.
 
     Raises:
-        SdcliError: the architecture has none of them, or the image encoder is to learn from text encoders that do not.
+        SdcliError: the architecture has no section of them.
     """
     sections = STAGES_BY_SECTION if settings.config is None else find_architecture(settings.config)
     names = [name for section, name in STAGES_BY_SECTION.items() if section in sections]
@@ -71,9 +73,6 @@ def stages_of(settings: TrainSettings) -> list[TrainSettings]:
         raise SdcliError(f"{settings.config} has neither a [vae] nor a [text_encoder] nor a [unet]", hint="add one")
     if {"clip", "unet"} <= {*names} and settings.stage("unet").text_encoder_lr:
         names.append("image_encoder")
-    elif "image_encoder" in settings.stages:
-        message = "[train.image_encoder] is for text encoders that learn with the UNet, and here they do not"
-        raise SdcliError(message, hint="leave it out, or set text_encoder_lr in [train.unet]")
     return [dataclasses.replace(settings.stage(name), output=str(Path(settings.output) / name)) for name in names]
 
 
