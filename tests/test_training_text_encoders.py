@@ -189,7 +189,7 @@ def test_what_the_last_stage_is_cannot_be_set(name, squares, architecture, tmp_p
 
 
 def test_a_rate_that_is_given_wins_over_the_file(squares, architecture, tmp_path):
-    """Of all parts, the UNet's alone; 0 leaves text encoders as they are, and the image encoder nothing new to learn."""
+    """Of all parts, the UNet's; 0 leaves text encoders as they are, and the image encoder nothing new to learn."""
     table = {"unet": {"text_encoder_lr": 1e-3}, "image_encoder": {"steps": 5}}
     given = {"data": str(squares), "output": str(tmp_path / "run"), "config": str(architecture)}
     for part, asked, rates in (
