@@ -30,7 +30,7 @@ def drawing() -> Image.Image:
 
 def test_nothing_asked_for_changes_nothing(drawing):
     assert move(drawing, Augmentation()) is drawing and recolour(drawing, Augmentation()) is drawing
-    assert draw_augmentation(random.Random(0), 0.0, 0.0) is None
+    assert draw_augmentation(random.Random(0), 0.0, 0.0) == Augmentation()
 
 
 def test_a_move_is_in_sides_and_ground_comes_after_it(drawing):
@@ -102,7 +102,7 @@ def test_a_batch_is_altered_and_the_same_again(drawings):
     plain, altered = shown(drawings, **common), shown(drawings, **common, random_affine=0.2, color_jitter=0.3)
     one, other = altered.batch(3), shown(drawings, **common, random_affine=0.2, color_jitter=0.3).batch(3)
     assert one == other and len({each.augmentation for each in one}) == len(one)
-    assert [dataclasses.replace(each, augmentation=None) for each in one] == plain.batch(3)
+    assert [dataclasses.replace(each, augmentation=Augmentation()) for each in one] == plain.batch(3)
     assert altered.captions(one, 3) == plain.captions(plain.batch(3), 3)
     assert not (altered.pixel_values(one) == plain.pixel_values(plain.batch(3))).all()
     assert altered.at_rest(0) == plain.at_rest(0)
@@ -124,7 +124,7 @@ def test_compositions_and_mirrored_ones_are_altered_but_grounds_keep_their_colou
     """A caption tells it."""
     pictures = shown(drawings, color_jitter=0.5, **framing)
     for each in pictures.batch(0):
-        still = dataclasses.replace(each, augmentation=None)
+        still = dataclasses.replace(each, augmentation=Augmentation())
         changed, unchanged = pictures.pixel_values([each]), pictures.pixel_values([still])
         assert not (changed == unchanged).all()
         assert each.composition is None or (changed[..., 0, 0] == unchanged[..., 0, 0]).all()

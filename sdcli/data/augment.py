@@ -30,16 +30,14 @@ class Augmentation:
     saturation: float = 1.0
 
 
-def draw_augmentation(draw: random.Random, affine: float, jitter: float) -> Augmentation | None:
-    """One by chance; None where both amounts are 0.
+def draw_augmentation(draw: random.Random, affine: float, jitter: float) -> Augmentation:
+    """One by chance, which does nothing where both amounts are 0.
 
     Args:
         draw: decides.
         affine: how far a picture is turned, in right angles, moved, in its sides, and scaled, in itself, at most.
         jitter: how far brightness, contrast and saturation change at most, in themselves.
     """
-    if not affine and not jitter:
-        return None
     angle, right, down, scale = (draw.uniform(-affine, affine) for _ in range(4))
     colours = [1 + draw.uniform(-jitter, jitter) for _ in range(3)]
     return Augmentation(RIGHT_ANGLE * angle, (right, down), 1 + scale, *colours)

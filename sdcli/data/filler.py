@@ -27,8 +27,8 @@ PARTS = (  # what a thing has, whether it shows or not
     "shell shoes sides skin sleeves smile spikes sticker straps string sugar surface tail teeth thorns tip trunk "
     "wheels whiskers window windows wings wood"
 ).split()
-UNCOUNTED = "feet fur hair icing juice teeth wood".split()
-SEVERAL = [part for part in PARTS if part.endswith("s") or part in UNCOUNTED]  # parts without an article
+ODD = "feet fur hair icing juice teeth wood".split()  # plurals without an s, and what is not counted
+SEVERAL = [part for part in PARTS if part.endswith("s") or part in ODD]  # parts without an article
 PLACES = (
     "air autumn bag band bar barn basket beach bed bedroom bowl box bush cafe camp car cave class classroom "
     "corner country dark desert distance evening factory farm fence field fire forest garage garden gym hall "

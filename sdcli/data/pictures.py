@@ -67,7 +67,7 @@ class Shown:
     place: tuple[float, float] = CENTRE  # of the cut; see `crop_box`
     flipped: bool = False
     composition: Composition | None = None
-    augmentation: Augmentation | None = None
+    augmentation: Augmentation = Augmentation()
 
 
 class Pictures:
@@ -201,7 +201,7 @@ class Pictures:
         return (old_height, old_width, round(top * factor), round(hidden * factor), height, width)
 
     def _pixel_values(self, shown: Shown) -> Tensor:
-        flip, altered = Image.Transpose.FLIP_LEFT_RIGHT, shown.augmentation or Augmentation()
+        flip, altered = Image.Transpose.FLIP_LEFT_RIGHT, shown.augmentation
         if shown.composition is not None:
             drawings = [self._drawing(index, shown.size) for index in self._parts(shown)]
             if shown.flipped:

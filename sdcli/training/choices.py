@@ -8,6 +8,7 @@ PARTS = ("unet", "vae", "clip", "lora", "embedding", "all")
 # Stages of --part all, each of which needs those before it, and the part that each trains. The last one is for text
 # encoders that have learned with the UNet: the image encoder learns to agree with what they have become.
 STAGES = {"vae": "vae", "clip": "clip", "unet": "unet", "image_encoder": "clip"}
+OF_THE_WHOLE = {"data", "output", "part", "stages", "model", "config"}  # settings that no stage has for itself
 FIXED = {"image_encoder": {"lock", "caption_weight"}}  # settings of a stage that make it what it is
 ADAPTERS = ("lora", "embedding")  # parts that are put onto a model, which stays as it is
 DENOISERS = ("unet", *ADAPTERS)  # parts that learn from noisy pictures

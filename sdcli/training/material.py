@@ -21,15 +21,6 @@ from sdcli.training.settings import TrainSettings
 TOLD = 5  # problems that are told one by one when they are left out
 TOLD_EVERY = 256  # pictures between two reports of progress
 SHOWN_OF_STREAM = 256  # pictures that stay at hand, for sample sheets and measurements
-AT_REST = {  # of the framing of held-out pictures, with which chance has nothing to do
-    "random_crop": False,
-    "random_flip": 0.0,
-    "random_affine": 0.0,
-    "color_jitter": 0.0,
-    "grounds": 0.0,
-    "pairs": 0.0,
-    "caption_filler": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,8 @@ class Material:
             training = StreamedPictures(order, self.training[:SHOWN_OF_STREAM], framing, settings.seed)
         if not self.held_out:
             return training, None
-        at_rest = replace(framing, **AT_REST)
+        # Chance has nothing to do with what is held out.
+        at_rest = Framing(resolution=framing.resolution, multiple=framing.multiple, buckets=framing.buckets)
         size = min(settings.batch_size, len(self.held_out) // processes * processes)
         if size == 0:
             raise SdcliError(

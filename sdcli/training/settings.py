@@ -13,6 +13,7 @@ from sdcli.training.choices import (
     FIXED,
     MAY_CHANGE_ON_RESUME,
     OF_ONE_PART,
+    OF_THE_WHOLE,
     POSITIVE,
     RANGES,
     STAGES,
@@ -155,16 +156,9 @@ class TrainSettings:
             raise SdcliError("settings for single parts go with --part all only", hint="leave out [train.vae] and such")
         for name, changes in self.stages.items():
             check_choice("[train]", name, tuple(STAGES))
-            known = {each.name for each in dataclasses.fields(self)} - {
-                "data",
-                "output",
-                "part",
-                "stages",
-                "model",
-                "config",
-            }
+            known = {each.name for each in dataclasses.fields(self)} - OF_THE_WHOLE - FIXED.get(name, set())
             for setting in changes:
-                check_choice(f"[train.{name}]", setting, tuple(sorted(known - FIXED.get(name, set()))))
+                check_choice(f"[train.{name}]", setting, tuple(sorted(known)))
             self.stage(name)
 
     def stage(self, name: str) -> "TrainSettings":

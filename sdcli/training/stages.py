@@ -40,13 +40,15 @@ def train(
         process.wait_for_everyone()
         run, later = RunFolder(Path(stage.output)), [RunFolder(Path(each.output)) for each in stages[number:]]
         begun = resume and run.has_checkpoint()
-        # What a later part has been trained on stays as it is; but an image encoder can learn anew from text encoders.
-        settled = begun and any(each.has_checkpoint() for each in later if each.path.name != "image_encoder")
+        # What a later part has been trained on stays as it is; but the image encoder's stage can be made anew.
+        anew = [each for each in later if each.path.name == "image_encoder"]
+        settled = begun and any(each.has_checkpoint() for each in later if each not in anew)
         if not settled and not (begun and finished_steps(run) >= stage.steps):
             if process.is_main_process and not dry_run:
                 # What was killed before its first checkpoint, or is made from what learns on now.
-                for each in [*([] if begun else [run]), *later]:
-                    shutil.rmtree(each.path, ignore_errors=True)
+                for each in [*([] if begun else [run]), *anew]:
+                    if each.path.exists():
+                        shutil.rmtree(each.path)
             process.wait_for_everyone()
             for event in loop.train(dataclasses.replace(stage, model=before), begun, stop, dry_run):
                 yield event
