@@ -397,8 +397,11 @@ def test_a_run_that_is_ended_goes_on_where_it_was(tmp_path, command, number):
     process.send_signal(number)
     code, rest = ended(process)
     assert code == (-9 if number == signal.SIGKILL else 128 + number)
-    before = without_manifest(tmp_path / "out")
-    assert set(before) == {Path(path).name for path in [*done, *rest]} or number == signal.SIGKILL
+    before = set(without_manifest(tmp_path / "out"))
+    if number == signal.SIGKILL:  # a half-written file may lie there until the next run sweeps it away
+        before = {name for name in before if not name.startswith(".")}
+    else:
+        assert before == {Path(path).name for path in [*done, *rest]}
     code, second = ended(command("out/", "--seed", "3"))
     assert code == 0 and len(second) == 40 - len(before)
     assert ended(command("once/", "--seed", "3"))[0] == 0

@@ -52,14 +52,18 @@ def test_digits_are_named_by_a_classifier_of_real_ones(tmp_path, monkeypatch):
 
 
 def test_a_lora_of_twelve_pictures_draws_the_thing(tmp_path, monkeypatch):
-    """The mean error to the twelve is at most half of what the model without it makes of the same words."""
+    """The error to the nearest of the twelve is at most half of what the model without it makes of the same words.
+
+    To the nearest one: they differ in where they stand, so each of the twelve is 27/255 away from their mean.
+    """
     pytest.importorskip("peft")
     follow("A LoRA: one new thing from a dozen pictures", tmp_path)
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 4
     monkeypatch.chdir(tmp_path)
-    expected = numpy.mean([numpy.asarray(Image.open(f"snurfs/{number}.png"), float) for number in range(12)], axis=0)
+    learned = numpy.stack([numpy.asarray(Image.open(f"snurfs/{number}.png"), float) for number in range(12)])
 
     def error(model: str) -> float:
-        return numpy.mean([abs(numpy.asarray(each, float) - expected) for each in pictures_of(model, ["a snurf"] * 8)])
+        made = [numpy.asarray(each, float) for each in pictures_of(model, ["a snurf"] * 8)]
+        return numpy.mean([abs(learned - each).mean(axis=(1, 2, 3)).min() for each in made])
 
     assert error("runs/snurf") <= 0.5 * error("emoji")
