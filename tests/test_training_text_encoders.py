@@ -14,7 +14,7 @@ from sdcli.components.unet import UNet
 from sdcli.errors import SdcliError
 from sdcli.training.events import Interrupted, Warned
 from sdcli.training.parts.unet import UnetPart
-from sdcli.training.run_folder import load_state
+from sdcli.training.run_folder import RunFolder, load_state
 from sdcli.training.settings import TrainSettings, from_table, resumed
 from sdcli.training.stages import stages_of, train
 
@@ -203,7 +203,7 @@ def test_a_rate_that_is_given_wins_over_the_file(squares, architecture, tmp_path
 
 
 def test_a_longer_run_of_all_parts_is_the_unets_and_the_image_encoder_follows(squares, architecture, tmp_path):
-    """It learns anew, as long as before, even where the run is stopped in between."""
+    """It learns anew, as long as before, even where the run is stopped in between and not told its length again."""
     stages = {"unet": {"text_encoder_lr": 1e-3, "steps": 2}, "image_encoder": {"steps": 1}}
     changes = {"part": "all", "config": str(architecture), "stages": stages, "text_encoder_lr": None, "steps": 1}
     run, before = settings(squares, tmp_path / "run", **changes, checkpoint_every=1), {}
@@ -214,7 +214,7 @@ def test_a_longer_run_of_all_parts_is_the_unets_and_the_image_encoder_follows(sq
     unet = tmp_path / "run" / "unet" / "checkpoints" / "step-000003"
     assert isinstance([*train(longer, resume=True, stop=unet.exists)][-1], Interrupted)
     assert not (tmp_path / "run" / "image_encoder").exists()
-    list(train(longer, resume=True))
+    list(train(RunFolder(tmp_path / "run").read_settings(), resume=True))
     lines = {
         name: len((tmp_path / "run" / name / "metrics.jsonl").read_text().splitlines())
         for name in ("vae", "clip", "unet", "image_encoder")

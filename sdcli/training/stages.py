@@ -32,8 +32,9 @@ def train(
     if not resume:
         folder.refuse_existing()
         process.wait_for_everyone()
-    if not dry_run and not resume and process.is_main_process:
-        folder.create()
+    if not dry_run and process.is_main_process:
+        if not resume:
+            folder.create()
         folder.write_settings(settings)
     before = settings.model
     for number, stage in enumerate(stages, start=1):
