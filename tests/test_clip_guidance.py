@@ -196,11 +196,14 @@ def test_every_sampler_is_led_to_pictures_that_are_more_like_the_text(sampler, p
 
 @pytest.mark.slow
 def test_the_built_in_model_is_led_to_what_its_prompts_say():
-    """Six prompts, and further with X = 6 than with 2; tests/bench/clip_guidance.py has the figures of 32."""
+    """Six prompts, and further with X = 6 than with 2; tests/bench/clip_guidance.py has the figures of 32.
+
+    Without classifier-free guidance, which by itself brings most of what CLIP could ask for.
+    """
     prompts = ("a pickle", "a mouse", "an ice cube", "a whale", "a radio", "a strawberry")
     builtin, eyes = load_pipeline(find_model("emoji"), ON_CPU), load_comparer(find_with_tower("emoji"), ON_CPU)
     eyes.clip.requires_grad_(False)
-    size = {"width": 128, "height": 128, "num_inference_steps": 20, "guidance_scale": 4.0}
+    size = {"width": 128, "height": 128, "num_inference_steps": 20, "guidance_scale": 1.0}
     gains = {2.0: 0.0, 6.0: 0.0}
     for seed, prompt in enumerate(prompts):
         settings = replace(SETTINGS, prompt=prompt, seed=1000 + seed, **size)
