@@ -198,7 +198,7 @@ def test_every_sampler_is_led_to_pictures_that_are_more_like_the_text(sampler, p
 def test_the_built_in_model_is_led_to_what_its_prompts_say():
     """Six prompts, and further with X = 6 than with 2; tests/bench/clip_guidance.py has the figures of 32.
 
-    Without classifier-free guidance, which by itself brings most of what CLIP could ask for.
+    Without classifier-free guidance: beside one of 4, X = 6 has little left to gain, 0.006.
     """
     prompts = ("a pickle", "a mouse", "an ice cube", "a whale", "a radio", "a strawberry")
     builtin, eyes = load_pipeline(find_model("emoji"), ON_CPU), load_comparer(find_with_tower("emoji"), ON_CPU)
@@ -218,7 +218,7 @@ def test_the_built_in_model_is_led_to_what_its_prompts_say():
         for scale, similar in zip(gains, after, strict=True):
             gains[scale] += (similar - before) / len(prompts)
     assert 0 < gains[2.0] < gains[6.0]
-    assert gains[6.0] > 0.01
+    assert gains[6.0] > 0.02
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

@@ -15,9 +15,8 @@ Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # or groups of t
 
 
 def adamw(parameters: Parameters, settings: TrainSettings) -> torch.optim.Optimizer:
-    """In one kernel on every device. Loshchilov and Hutter 2017 (arXiv:1711.05101)."""
-    rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-    return torch.optim.AdamW(parameters, **rates, fused=True)
+    """In one kernel a step, on a CPU too. Loshchilov and Hutter 2017 (arXiv:1711.05101)."""
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def adamw8bit(parameters: Parameters, settings: TrainSettings) -> torch.optim.Optimizer:
