@@ -2,11 +2,15 @@
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
 from pathlib import Path
 
 from sdcli.errors import SdcliError
+
+UNFINISHED = r"\..+\.[0-9a-f]{8}\.tmp"  # what a file is called until it is whole
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:
@@ -29,6 +33,8 @@ def read_bytes(path: Path, limit: int = -1) -> bytes:
 def write_whole(content: bytes, path: Path, replace: bool = True) -> None:
     """Write a file whole or not at all: a temporary file in the same folder, fsync, rename.
 
+    Whoever writes the temporary file keeps it locked: by that `sweep` knows it from one that was left.
+
     Raises:
         FileExistsError: there is a file of that name, and `replace` is off.
         SdcliError: the folder cannot be written, or the disk is full.
@@ -37,10 +43,12 @@ def write_whole(content: bytes, path: Path, replace: bool = True) -> None:
     try:
         make_folder(path.parent)
         with open(temporary, "xb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        publish(temporary, path, replace)
+            publish(temporary, path, replace)
     except FileExistsError:
         raise
     except OSError as error:
@@ -49,6 +57,18 @@ def write_whole(content: bytes, path: Path, replace: bool = True) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what `write_whole` left half-written in a folder because its process was killed."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # there may be no such folder
+        names = os.listdir(folder)
+    for name in names:
+        if re.fullmatch(UNFINISHED, name):
+            with contextlib.suppress(OSError), open(folder / name, "r+b") as file:  # or it is whole by now, or not ours
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(folder / name)
 
 
 def make_folder(folder: Path) -> None:

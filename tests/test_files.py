@@ -1,10 +1,22 @@
 """Files appear whole or not at all, and never over one that is to stay."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from sdcli import files
 from sdcli.errors import SdcliError
-from sdcli.files import write_whole
+from sdcli.files import sweep, write_whole
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from sdcli import files
+files.os.fsync = lambda descriptor: print("writing", flush=True) or time.sleep(60)
+files.write_whole(b"half of it", Path(sys.argv[1]))
+"""
 
 
 def test_without_replacement_the_file_that_is_there_stays(tmp_path):
@@ -39,3 +51,18 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path):
     for replace in (True, False):
         with pytest.raises(SdcliError, match="cannot make the folder"):
             write_whole(b"x", tmp_path / "file" / "a.png", replace)
+
+
+def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path):
+    """Not what a process is writing, nor files of others, nor where there is no folder."""
+    (tmp_path / ".mine.tmp").touch()
+    writer = subprocess.Popen([sys.executable, "-c", HANGS, str(tmp_path / "a.png")], stdout=subprocess.PIPE)
+    writer.stdout.readline()
+    sweep(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()} - {".mine.tmp"}
+    assert len(left) == 1 and left.pop().startswith(".a.png.")
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
+    sweep(tmp_path / "nowhere")

@@ -13,7 +13,7 @@ import torch
 
 from sdcli.checkpoints.writing import BESIDE, whole_folder, write_text
 from sdcli.errors import SdcliError
-from sdcli.files import write_whole
+from sdcli.files import sweep, write_whole
 from sdcli.plots import training_curves
 from sdcli.training.events import Warned
 from sdcli.training.settings import TrainSettings
@@ -109,6 +109,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete what writing left unfinished when a process was killed."""
+        sweep(self.path)
         for folder in (self.path, self.checkpoints):
             for path in folder.iterdir():
                 if not re.fullmatch(BESIDE, path.name):
