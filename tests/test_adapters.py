@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from ended import train_until
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -96,8 +97,7 @@ def test_adapters_resume_to_the_bit(part, things, tiny_folder, tmp_path):
     changes = {"part": part, "steps": 6, "checkpoint_every": 3} | ({"token": "<x>"} if part == "embedding" else {})
     whole = trained(things, tiny_folder, tmp_path / "whole", **changes)
     settings = TrainSettings(**json.loads((whole / "settings.json").read_text()) | {"output": str(tmp_path / "parted")})
-    asked = iter([False] * 2 + [True])
-    list(train(settings, stop=lambda: next(asked)))
+    train_until(3, settings)
     list(train(settings, resume=True))
     (file,) = {"lora": ["pytorch_lora_weights.safetensors"], "embedding": ["learned_embeds.safetensors"]}[part]
     expected, actual = load_file(whole / "model" / file), load_file(tmp_path / "parted" / "model" / file)

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from ended import train_until
 from safetensors.torch import load_file
 
 from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.registry import find_architecture
 from sdcli.training.averages import Averages
 from sdcli.training.choices import STAGES
-from sdcli.training.events import Interrupted, Saved, Stepped, Warned
+from sdcli.training.events import Checking, Interrupted, Preparing, Saved, Stepped, Warned
 from sdcli.training.loop import train
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import TrainSettings, from_table, resumed
@@ -75,14 +76,33 @@ def test_sixty_updates_are_thirty_and_thirty_resumed(tmp_path, squares, architec
         for name in ("whole", "parted")
     )
     list(train(whole))
-    asked = iter([False] * 39 + [True])  # asked after every update: it stops after 40, of which 30 are in a checkpoint
-    interrupted = list(train(parted, stop=lambda: next(asked)))
-    assert isinstance(interrupted[-1], Interrupted)
+    train_until(40, parted)
     list(train(parted, resume=True))
     expected, actual = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parted")
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     rows = [json.loads(line) for line in (tmp_path / "parted" / "metrics.jsonl").read_text().splitlines()]
     assert [row["global_step"] for row in rows] == list(range(1, 61))
+
+
+def test_a_run_that_is_ended_while_it_encodes_goes_on(tmp_path, squares, architecture, clip_run):
+    """It ends there, with a checkpoint of no updates, and not after the minutes that encoding takes."""
+    run = unet_settings(squares, tmp_path / "run", clip_run, architecture, steps=2)
+    events = []
+    for event in train(run, stop=lambda: any(isinstance(each, Preparing) for each in events)):
+        events.append(event)
+    assert [type(event) for event in events[-2:]] == [Preparing, Interrupted]
+    assert RunFolder(tmp_path / "run").newest().name == "step-000000"
+    list(train(run, resume=True))
+    assert RunFolder(tmp_path / "run").newest().name == "step-000002"
+
+
+def test_a_run_that_is_ended_while_pictures_are_looked_at_has_left_nothing(
+    tmp_path, squares, architecture, monkeypatch
+):
+    monkeypatch.setattr("sdcli.training.material.TOLD_EVERY", 1)
+    run = settings(squares, tmp_path / "run", config=str(architecture), part="vae", steps=2)
+    assert [type(event) for event in train(run, stop=lambda: True)] == [Checking, Interrupted]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_draws_its_curves_and_samples_unless_told_not_to(tmp_path, squares, architecture):

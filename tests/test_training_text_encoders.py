@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ended import train_until
 from families import write_folder
 from first_batch import part_of
 from safetensors.torch import load_file
@@ -73,8 +74,7 @@ def test_both_learn_at_their_rates_and_go_on_to_the_bit(squares, tiny_folder, tm
     """An interrupted run ends with the weights of one that was not, those of text encoders included."""
     runs = [settings(squares, tmp_path / name, model=str(tiny_folder)) for name in ("whole", "parted")]
     list(train(runs[0]))
-    asked = iter([False, False, True])
-    list(train(runs[1], stop=lambda: next(asked)))
+    train_until(3, runs[1])
     list(train(runs[1], resume=True))
     for part in LEARNING:
         whole, parted = (weights_of(tmp_path / name / "model", part) for name in ("whole", "parted"))

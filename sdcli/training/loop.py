@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ from sdcli.training.parts import make_part
 from sdcli.training.parts.base import Batch
 from sdcli.training.processes import start_accelerator
 from sdcli.training.provenance import provenance
-from sdcli.training.run_folder import RunFolder
+from sdcli.training.run_folder import RunFolder, finished_steps
 from sdcli.training.settings import TrainSettings
 from sdcli.training.sharding import Sharding, asked_split, gather_all
 from sdcli.training.state import State
@@ -55,7 +55,8 @@ def train(
     Args:
         settings: of the run; the saved ones, when it goes on.
         resume: go on from the newest checkpoint of the folder instead of beginning it.
-        stop: asked after every update; a yes ends the run with a checkpoint.
+        stop: asked after every update, and while pictures are looked at or encoded before the first one; a yes ends
+            the run with a checkpoint, if it was begun.
         dry_run: end before the first update, and leave nothing on the disk.
 
     Yields:
@@ -75,6 +76,9 @@ def train(
             material = item
         else:
             yield item
+            if stop():
+                yield Interrupted(0 if checkpoint is None else finished_steps(folder))
+                return
     if resume:
         yield from folder.check_data(material.sha256, settings.allow_data_change)
     if dry_run:
@@ -82,8 +86,8 @@ def train(
         return
     trainer = Trainer(settings, folder, checkpoint, material, store)
     with contextlib.closing(trainer):
-        yield from trainer.prepare()
-        yield from trainer.run(stop)
+        if (yield from trainer.prepare(stop)):
+            yield from trainer.run(stop)
 
 
 def rehearse(settings: TrainSettings, material: Material, store: Store) -> Event:
@@ -169,8 +173,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.unlock()
 
-    def prepare(self) -> Iterator[Event]:
-        """Tell what is begun, and compute what every pass needs."""
+    def prepare(self, stop: Callable[[], bool]) -> Generator[Event, None, bool]:
+        """Tell what is begun, and compute what every pass needs; False where the run is to end at that."""
         yield Started(
             part=self.settings.part,
             images=self.material.images,
@@ -186,8 +190,14 @@ class Trainer:
         if self.part.reads_captions:
             reader = self.model.reader
             yield from too_long(self.material.captions, reader.tokenizer, reader.length)
+        if self.global_step == 0 and not self.state.retreats:
+            yield self._save()  # now, for what follows takes minutes in which the run may be ended
         for done, total in self.part.prepare():
             yield Preparing(done, total)
+            if self._agreed(stop()):
+                yield Interrupted(self.global_step)
+                return False
+        return True
 
     @property
     def global_step(self) -> int:
@@ -197,8 +207,6 @@ class Trainer:
     def run(self, stop: Callable[[], bool]) -> Iterator[Event]:
         """Update by update, with reports, samples and checkpoints between them."""
         settings = self.settings
-        if self.global_step == 0 and not self.state.retreats:
-            yield self._save()
         if self.global_step >= settings.steps:
             self._write_used()
             return
