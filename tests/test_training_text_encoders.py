@@ -182,6 +182,22 @@ def test_of_all_parts_the_image_encoder_learns_once_more(squares, architecture, 
     assert not same(weights_of(models["clip"], "text_encoder"), weights_of(models["unet"], "text_encoder"))
 
 
+def test_of_all_parts_one_process_trains_at_a_time(squares, architecture, tmp_path):
+    """Another one neither deletes nor changes what is there, its settings included."""
+    stages = {"unet": {"text_encoder_lr": 1e-3, "steps": 1}, "image_encoder": {"steps": 2}}
+    changes = {"part": "all", "config": str(architecture), "stages": stages, "text_encoder_lr": None, "steps": 1}
+    run = settings(squares, tmp_path / "run", **changes)
+    first = train(run)
+    last = tmp_path / "run" / "image_encoder" / "checkpoints" / "latest"
+    while not last.exists():
+        next(first)
+    with pytest.raises(SdcliError, match="another process is training into"):
+        list(train(resumed(run, {"steps": 6}), resume=True))
+    assert last.exists() and RunFolder(tmp_path / "run").read_settings() == run
+    list(first)
+    assert last.resolve().name == "step-000002"
+
+
 @pytest.mark.parametrize("name", ["lock", "caption_weight", "model", "config"])
 def test_what_the_last_stage_is_cannot_be_set(name, squares, architecture, tmp_path):
     with pytest.raises(SdcliError, match=rf"\[train.image_encoder\] .*{name}"):

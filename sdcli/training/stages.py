@@ -1,9 +1,12 @@
 """A whole training: of one part, or of all of them one after the other, each in a run folder within the run folder."""
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from accelerate import PartialState
 
 from sdcli.data.folder import read_contents
 from sdcli.data.shards import is_stream
@@ -32,11 +35,26 @@ def train(
     if not resume:
         folder.refuse_existing()
         process.wait_for_everyone()
-    if not dry_run and process.is_main_process:
-        if not resume:
-            folder.create()
-        folder.write_settings(settings)
-    before = settings.model
+    with contextlib.ExitStack() as held:
+        if not dry_run and process.is_main_process:
+            if not resume:
+                folder.create()
+            folder.lock()
+            held.callback(folder.unlock)
+            folder.write_settings(settings)
+        yield from train_stages(stages, folder, settings.model, resume, stop, dry_run)
+
+
+def train_stages(
+    stages: list[TrainSettings],
+    folder: RunFolder,
+    before: str | None,
+    resume: bool,
+    stop: Callable[[], bool],
+    dry_run: bool,
+) -> Iterator[Event]:
+    """Train one part after the other; `before` is the model that the first begins from."""
+    process = PartialState()
     for number, stage in enumerate(stages, start=1):
         process.wait_for_everyone()
         run, later = RunFolder(Path(stage.output)), [RunFolder(Path(each.output)) for each in stages[number:]]
