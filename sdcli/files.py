@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdcli.errors import SdcliError
 
-UNFINISHED = r"\..+\.[0-9a-f]{8}\.tmp"  # what a file is called until it is whole
+UNFINISHED = ".tmp"  # how the name of a file ends until it is whole
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:
@@ -33,15 +33,27 @@ def read_bytes(path: Path, limit: int = -1) -> bytes:
 def write_whole(content: bytes, path: Path, replace: bool = True) -> None:
     """Write a file whole or not at all: a temporary file in the same folder, fsync, rename.
 
-    Whoever writes the temporary file keeps it locked: by that `sweep` knows it from one that was left.
-
     Raises:
         FileExistsError: there is a file of that name, and `replace` is off.
         SdcliError: the folder cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
         make_folder(path.parent)
+        try:
+            _write(content, path, replace)
+        except FileNotFoundError:  # another machine has deleted the temporary file: its locks do not reach that far
+            _write(content, path, replace)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with --output"
+        raise SdcliError(f"cannot write {path}: {error.strerror}", hint=hint) from error
+
+
+def _write(content: bytes, path: Path, replace: bool) -> None:
+    """What `write_whole` does. The temporary file is locked, which tells it from one that a killed process left."""
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
         with open(temporary, "xb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -49,23 +61,18 @@ def write_whole(content: bytes, path: Path, replace: bool = True) -> None:
             file.flush()
             os.fsync(file.fileno())
             publish(temporary, path, replace)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with --output"
-        raise SdcliError(f"cannot write {path}: {error.strerror}", hint=hint) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
+def delete_unfinished(folder: Path) -> None:
     """Delete what `write_whole` left half-written in a folder because its process was killed."""
     names: list[str] = []
     with contextlib.suppress(OSError):  # there may be no such folder
         names = os.listdir(folder)
     for name in names:
-        if re.fullmatch(UNFINISHED, name):
+        if re.fullmatch(rf"\..+\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}", name):
             with contextlib.suppress(OSError), open(folder / name, "r+b") as file:  # or it is whole by now, or not ours
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(folder / name)

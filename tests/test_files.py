@@ -8,7 +8,7 @@ import pytest
 
 from sdcli import files
 from sdcli.errors import SdcliError
-from sdcli.files import sweep, write_whole
+from sdcli.files import delete_unfinished, write_whole
 
 HANGS = """
 import sys, time
@@ -53,16 +53,31 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path):
             write_whole(b"x", tmp_path / "file" / "a.png", replace)
 
 
-def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path):
+def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path):
     """Not what a process is writing, nor files of others, nor where there is no folder."""
     (tmp_path / ".mine.tmp").touch()
     writer = subprocess.Popen([sys.executable, "-c", HANGS, str(tmp_path / "a.png")], stdout=subprocess.PIPE)
     writer.stdout.readline()
-    sweep(tmp_path)
+    delete_unfinished(tmp_path)
     left = {path.name for path in tmp_path.iterdir()} - {".mine.tmp"}
     assert len(left) == 1 and left.pop().startswith(".a.png.")
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    sweep(tmp_path)
+    delete_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
-    sweep(tmp_path / "nowhere")
+    delete_unfinished(tmp_path / "nowhere")
+
+
+def test_a_file_whose_half_is_deleted_meanwhile_is_written_again(tmp_path, monkeypatch):
+    """By another machine, for which it is not locked."""
+    publish, deleted = files.publish, []
+
+    def late(temporary, path, replace):
+        if not deleted:
+            deleted.append(temporary.unlink())
+        publish(temporary, path, replace)
+
+    monkeypatch.setattr(files, "publish", late)
+    write_whole(b"whole", tmp_path / "a.png", replace=False)
+    assert deleted and (tmp_path / "a.png").read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -124,17 +124,6 @@ def test_lines_of_another_process_are_seen(tmp_path):
     assert len(lines(tmp_path)) == 2
 
 
-def test_whoever_opens_it_sweeps_where_pictures_are(tmp_path):
-    """Below the folder too."""
-    with Manifest(tmp_path, 7) as manifest:
-        manifest.add(tmp_path / "sub" / "a.png", "k1", {})
-    (tmp_path / "sub").mkdir()
-    for folder in (tmp_path, tmp_path / "sub"):
-        (folder / ".b.png.0123abcd.tmp").touch()
-    Manifest(tmp_path, 7).close()
-    assert {path.name for path in tmp_path.rglob("*")} == {NAME, "sub"}
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_read_only_is_told(tmp_path):
     """By one error."""

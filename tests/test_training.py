@@ -14,7 +14,7 @@ from sdcli.errors import EXIT_NOT_A_NUMBER, SdcliError
 from sdcli.registry import find_architecture
 from sdcli.training.averages import Averages
 from sdcli.training.choices import STAGES
-from sdcli.training.events import Checking, Interrupted, Preparing, Saved, Stepped, Warned
+from sdcli.training.events import Interrupted, Preparing, Saved, Stepped, Warned
 from sdcli.training.loop import train
 from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import TrainSettings, from_table, resumed
@@ -94,15 +94,6 @@ def test_a_run_that_is_ended_while_it_encodes_goes_on(tmp_path, squares, archite
     assert RunFolder(tmp_path / "run").newest().name == "step-000000"
     list(train(run, resume=True))
     assert RunFolder(tmp_path / "run").newest().name == "step-000002"
-
-
-def test_a_run_that_is_ended_while_pictures_are_looked_at_has_left_nothing(
-    tmp_path, squares, architecture, monkeypatch
-):
-    monkeypatch.setattr("sdcli.training.material.TOLD_EVERY", 1)
-    run = settings(squares, tmp_path / "run", config=str(architecture), part="vae", steps=2)
-    assert [type(event) for event in train(run, stop=lambda: True)] == [Checking, Interrupted]
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_draws_its_curves_and_samples_unless_told_not_to(tmp_path, squares, architecture):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from ended import train_until
 from families import BETAS, stock, write_folder
 from first_batch import part_of
 from safetensors.torch import load_file
@@ -137,8 +138,7 @@ def test_a_word_of_sdxl_has_a_vector_for_each_text_encoder(name, folders, square
     assert vectors.keys() == ({"clip_g"} if "refiner" in name else {"clip_l", "clip_g"})
     assert all(vector.std() > 0 for vector in vectors.values())
     half = dataclasses.replace(run, output=str(tmp_path / "half"))
-    updates = iter(range(1, 5))
-    list(train(half, stop=lambda: next(updates) == 2))
+    train_until(2, half)
     list(train(half, resume=True))
     again = load_file(tmp_path / "half" / "model" / "learned_embeds.safetensors")
     assert all(torch.equal(vectors[key], again[key]) for key in vectors)

@@ -493,9 +493,8 @@ def test_a_model_is_used_like_the_one_that_it_was_made_from(squares, tmp_path, m
     entry = {"path": str(model), "steps": 3, "guidance_scale": 2.5, "sampler": "ddim", "prediction_type": "sample"}
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
     Path("models.toml").write_text(f"[models.parent]\n{lines}")
-    updates = iter((False, True))
     run = settings(squares, Path("child"), model="parent", steps=3)
-    list(train(run, stop=lambda: next(updates)))
+    train_until(2, run)
     list(train(run, resume=True))
     Path("models.toml").unlink()
     list(train(settings(squares, Path("grandchild"), model="child", part="vae", steps=1)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import SdcliError
-from sdcli.files import make_folder, sweep
+from sdcli.files import make_folder
 
 NAME = "manifest.jsonl"
 SCHEMA = "sdcli.manifest/1"
@@ -29,8 +29,6 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 class Manifest:
     """The manifest of a folder, made if there is none. One process opens it once: its locks end with its first close.
-
-    What a process that was killed left half-written where pictures are is swept away.
 
     Args:
         folder: where pictures go.
@@ -61,8 +59,6 @@ class Manifest:
             self.close()
             raise
         self._unlock(WRITING)
-        for each in {folder, *((folder / name).parent for name in self.keys)}:
-            sweep(each)
 
     def close(self) -> None:
         """Give every claim back."""
@@ -167,7 +163,7 @@ class Manifest:
         for line in lines:
             try:
                 picture = json.loads(line)
-                self.keys[str(picture["path"])] = picture["key"]
+                self.keys[picture["path"]] = picture["key"]
             except (ValueError, KeyError, TypeError):
                 continue  # the first line, or one that was damaged
 

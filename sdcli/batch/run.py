@@ -6,6 +6,7 @@ pictures go through the networks together only where each is the same, bit for b
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from sdcli.batch.part import Part
 from sdcli.device import explain_out_of_memory
 from sdcli.drawing import Easel, ForeignEasel
 from sdcli.errors import EXIT_OUT_OF_MEMORY, SdcliError
+from sdcli.files import delete_unfinished
 from sdcli.keys import Keys
 from sdcli.output import Picture
 from sdcli.preview import Preview
@@ -89,6 +91,9 @@ class Run:
         """Pictures that are not on disk, or not whole; the others are reported. Contests are missing as a whole."""
         if self.how.if_exists != "skip":
             return part.pictures
+        files = {file for picture in part.pictures for file in (picture.file, picture.steps_file) if file}
+        for folder in {os.path.dirname(file) for file in files}:
+            delete_unfinished(Path(folder))  # of a run that was killed
         contests = contests_of(part.pictures)
         return [picture for contest in contests if not self.is_there(contest) for picture in contest]
 

@@ -15,7 +15,7 @@ class Checking:
 
 @dataclass(frozen=True)
 class Started:
-    """The data is read and the model stands; the first update comes next."""
+    """The data is read and the model stands."""
 
     part: str
     images: int | None  # None of a stream, whose end nobody knows

@@ -33,7 +33,7 @@ from sdcli.training.parts import make_part
 from sdcli.training.parts.base import Batch
 from sdcli.training.processes import start_accelerator
 from sdcli.training.provenance import provenance
-from sdcli.training.run_folder import RunFolder, finished_steps
+from sdcli.training.run_folder import RunFolder
 from sdcli.training.settings import TrainSettings
 from sdcli.training.sharding import Sharding, asked_split, gather_all
 from sdcli.training.state import State
@@ -55,8 +55,8 @@ def train(
     Args:
         settings: of the run; the saved ones, when it goes on.
         resume: go on from the newest checkpoint of the folder instead of beginning it.
-        stop: asked after every update, and while pictures are looked at or encoded before the first one; a yes ends
-            the run with a checkpoint, if it was begun.
+        stop: asked after every update, and while pictures are encoded before the first one; a yes ends the run with a
+            checkpoint.
         dry_run: end before the first update, and leave nothing on the disk.
 
     Yields:
@@ -76,9 +76,6 @@ def train(
             material = item
         else:
             yield item
-            if stop():
-                yield Interrupted(0 if checkpoint is None else finished_steps(folder))
-                return
     if resume:
         yield from folder.check_data(material.sha256, settings.allow_data_change)
     if dry_run:
@@ -174,7 +171,7 @@ class Trainer:
             self.folder.unlock()
 
     def prepare(self, stop: Callable[[], bool]) -> Generator[Event, None, bool]:
-        """Tell what is begun, and compute what every pass needs; False where the run is to end at that."""
+        """Tell what is begun, and compute what every pass needs; False if the run was asked to end."""
         yield Started(
             part=self.settings.part,
             images=self.material.images,

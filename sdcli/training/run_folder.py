@@ -13,7 +13,7 @@ import torch
 
 from sdcli.checkpoints.writing import BESIDE, whole_folder, write_text
 from sdcli.errors import SdcliError
-from sdcli.files import sweep, write_whole
+from sdcli.files import delete_unfinished, write_whole
 from sdcli.plots import training_curves
 from sdcli.training.events import Warned
 from sdcli.training.settings import TrainSettings
@@ -46,9 +46,13 @@ class RunFolder:
         """Keep every other process from training into this folder, until this one ends.
 
         Raises:
-            SdcliError: another one does so already.
+            SdcliError: another one does so already, or the folder cannot be written.
         """
-        self._lock = open(self.path / ".lock", "a")
+        try:
+            self._lock = open(self.path / ".lock", "a")
+        except OSError as error:
+            hint = "choose another --output"
+            raise SdcliError(f"cannot write to {self.path}: {error.strerror}", hint=hint) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -109,7 +113,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete what writing left unfinished when a process was killed."""
-        sweep(self.path)
+        for folder in (self.path, self.path / "samples"):
+            delete_unfinished(folder)
         for folder in (self.path, self.checkpoints):
             for path in folder.iterdir():
                 if not re.fullmatch(BESIDE, path.name):
